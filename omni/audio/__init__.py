@@ -1,0 +1,1 @@
+"""bytes ⇄ samples → mel. The ground floor: signal, no model."""

@@ -1,0 +1,1 @@
+"""What runs next: many sequences at once, in slots."""

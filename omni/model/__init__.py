@@ -1,0 +1,1 @@
+"""Speech → text and units: the maths of LLaMA-Omni, slow and obvious."""

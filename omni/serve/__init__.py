@@ -1,0 +1,1 @@
+"""The network floor: controller, workers, page and client."""

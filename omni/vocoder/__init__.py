@@ -1,0 +1,1 @@
+"""Units → waveform: CodeHiFiGAN, and how to stream it without a seam."""
