@@ -1,0 +1,74 @@
+"""What can go wrong in serving, as a small tree. Each error knows its wire code, HTTP status and whether to try again.
+
+    OmniError
+    ├── BadRequest            400  the request cannot be understood
+    │   └── BadAudio          400  the upload is no audio we can answer (code says why)
+    ├── TooLarge              413  a limit of the request was passed
+    ├── UnknownModel          404
+    ├── Busy                  503  every slot is taken: the same request will pass later   (busy is not broken)
+    ├── Draining              503  this cluster takes no new turns
+    ├── WorkerLost            502  the worker died and nobody could take over
+    ├── DeadlineExceeded      504  no progress within the deadline
+    ├── Cancelled             499  the client left or spoke again
+    └── Internal              500  our mistake
+"""
+
+
+class OmniError(Exception):
+    """An error with a wire code; `retry_after` in seconds where trying again may help."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple:
+        return _restore, (type(self), self.message, self.code, self.retry_after)
+
+
+def _restore(kind: type[OmniError], message: str, code: str, retry_after: float | None) -> OmniError:
+    return kind(message, code=code, retry_after=retry_after)
+
+
+class BadRequest(OmniError):
+    status, code = 400, "bad_request"
+
+
+class BadAudio(BadRequest):
+    code = "bad_audio"
+
+
+class TooLarge(OmniError):
+    status, code = 413, "too_large"
+
+
+class UnknownModel(OmniError):
+    status, code = 404, "model_not_found"
+
+
+class Busy(OmniError):
+    status, code = 503, "busy"
+
+
+class Draining(OmniError):
+    status, code = 503, "draining"
+
+
+class WorkerLost(OmniError):
+    status, code = 502, "worker_lost"
+
+
+class DeadlineExceeded(OmniError):
+    status, code = 504, "deadline_exceeded"
+
+
+class Cancelled(OmniError):
+    status, code = 499, "cancelled"
+
+
+class Internal(OmniError):
+    status, code = 500, "internal_error"
