@@ -1,7 +1,7 @@
 """The words that controller, workers and clients exchange. Plain frozen data: no torch, no Ray, no HTTP.
 
-Between controller and model worker: one `TurnRequest` in, a stream of `Tokens` out. Between controller and vocoder worker:
-`omni.vocoder.streaming.Chunk` in, `ChunkReply` out. Between controller and client: the events at the end of this file.
+Between controller and model worker: one `TurnRequest` in, a stream of `Tokens` out. Between controller and vocoder
+worker: `omni.vocoder.streaming.Chunk` in, `ChunkReply` out. Between controller and client: the events at the end.
 Every message of a turn carries its epoch (raised by cancel and recovery) and a running number, so that late or doubled
 output is dropped.
 """
