@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 SAMPLE_RATE = 16_000  # Hz, of every sample in this project
-PCM16_SCALE = 32_767
+PCM16_SCALE = 32_768
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; outside of it a header is taken for broken
 MAX_CHANNELS = 16
 SILENCE = 10 ** (-60 / 20)  # peak below -60 dBFS: nothing was said
@@ -89,13 +89,13 @@ def write(path: str | Path, samples: np.ndarray) -> None:
 
 
 def to_pcm16(samples: np.ndarray) -> bytes:
-    """(S,) float in [-1, 1] → int16 LE bytes; out-of-range values are limited."""
+    """(S,) float in [-1, 1] → int16 LE bytes; out-of-range values are limited. Exact inverse of from_pcm16."""
     return np.clip(np.rint(samples * PCM16_SCALE), -32_768, 32_767).astype("<i2").tobytes()
 
 
 def from_pcm16(pcm: bytes) -> np.ndarray:
     """int16 LE bytes → (S,) float32 in [-1, 1)."""
-    return np.frombuffer(pcm, dtype="<i2").astype(np.float32) / 32_768.0
+    return np.frombuffer(pcm, dtype="<i2").astype(np.float32) / PCM16_SCALE
 
 
 def wav_bytes(pcm: bytes, rate: int = SAMPLE_RATE) -> bytes:
