@@ -1,0 +1,225 @@
+"""Which units go to the vocoder now, and with how much context. Decides only: knows no tensor, thread or wire.
+
+    planner = ChunkPlanner(context_frames(config), first_chunk=10, chunk=80)
+    planner.push(units)                    # as the unit decoder emits them
+    if chunk := planner.next():            # None: wait for more units, or for the reply in flight
+        reply = ...                        # any vocoder worker: a chunk says all there is to know
+        planner.accept(reply)              # reply.pcm is the next piece of the answer
+    planner.finish()                       # no more units; goes on until planner.done
+
+One sample depends on the frames within `context_frames` of its own, one duration on the units within two of its own.
+So a chunk is cut at a frame, not at a unit:
+
+    units     left context │ new                         │ last two: durations not final
+    frames    ≥ context    │ certain: sent to the user   │ context │ unknown
+              skip_frames ─┘                             └─ re-rendered as the next chunk's new part
+
+The last chunk ends where the answer ends, and sends everything. Joined, the chunks are the offline waveform.
+A duration is decided once: later chunks carry it, so that rounding on another machine cannot shift the frame grid.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+DURATION_CONTEXT = 2  # units on each side that one duration depends on: two convolutions of width 3
+SAMPLE_BYTES = 2  # int16
+
+
+class ChunkError(ValueError):
+    """A chunk cannot be rendered, or a reply does not fit its chunk: another vocoder, or a broken one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Units to vocode, left and right context included. Stateless: the same chunk gives the same reply anywhere."""
+
+    number: int
+    units: tuple[int, ...]
+    skip_frames: int  # frames of the chunk that the user already has
+    first: bool  # units[0] is the answer's first unit
+    final: bool  # units[-1] is the answer's last unit
+    durations: tuple[int, ...] = ()  # in frames, of the leading units: decided earlier, binding
+    context_frames: int = 0  # frames held back at an open right edge
+
+    def __post_init__(self) -> None:
+        assert self.units, "a chunk holds at least one unit"
+        assert len(self.durations) <= len(self.units), "more durations than units"
+        assert self.first or len(self.durations) >= DURATION_CONTEXT, "an open left edge needs decided durations"
+
+    @classmethod
+    def whole(cls, units: Iterable[int]) -> "Chunk":
+        """All units of an answer in one chunk: offline vocoding."""
+        return cls(number=0, units=tuple(units), skip_frames=0, first=True, final=True)
+
+    def certain_frames(self, durations: tuple[int, ...]) -> int:
+        """Where the certain frames end, counted from the chunk's first frame."""
+        if self.final:
+            return sum(durations)
+        return max(self.skip_frames, sum(durations[:-DURATION_CONTEXT]) - self.context_frames)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReply:
+    """What a vocoder makes of a chunk."""
+
+    number: int
+    pcm: bytes  # int16 LE, 16 kHz: the certain frames from skip_frames on
+    durations: tuple[int, ...]  # in frames, of every unit of the chunk
+
+
+def samples_per_frame(config: Mapping[str, Any]) -> int:
+    """Samples the vocoder makes of one frame: 320 in the published shape, 20 ms at 16 kHz."""
+    return math.prod(config["upsample_rates"])
+
+
+def context_frames(config: Mapping[str, Any]) -> int:
+    """Frames on each side that the samples of one frame depend on; exact, from the vocoder's config.
+
+    The interval of one frame's samples is traced back through every layer to the frames that can reach it.
+    """
+    first, last = 0, samples_per_frame(config) - 1
+    first, last = first - 3, last + 3  # conv_post, width 7
+    resblocks = max(
+        sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)  # convs1 dilated, convs2 not
+        for kernel, dilations in zip(config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True)
+    )
+    stages = list(zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True))
+    for rate, kernel in reversed(stages):
+        first, last = first - resblocks, last + resblocks
+        padding = (kernel - rate) // 2  # transposed: output o hears inputs i with 0 <= o + padding - i * rate < kernel
+        first, last = -((kernel - 1 - padding - first) // rate), (last + padding) // rate
+    first, last = first - 3, last + 3  # conv_pre, width 7
+    return max(-first, last)
+
+
+class ChunkPlanner:
+    """Decides one answer's chunks; at most one is in flight.
+
+    A chunk is asked for once it should bring `first_chunk` units' worth of new frames; every later one wants `growth`
+    times as much, up to `chunk` (the paper's Ω; math.inf waits for the end, which is offline vocoding). How many frames
+    a unit lasts is learnt from the replies; `frames_per_unit` is the guess before the first.
+    """
+
+    GUESS_WEIGHT = 10  # units whose measured durations weigh as much as the guess
+
+    def __init__(
+        self,
+        context_frames: int,
+        *,
+        first_chunk: float = 10,
+        chunk: float = 80,
+        growth: float = 2.0,
+        frames_per_unit: float = 1.5,
+        samples_per_frame: int = 320,
+    ) -> None:
+        if not 1 <= first_chunk <= chunk:
+            raise ValueError(f"Chunks of {first_chunk} units growing to {chunk}: need 1 <= first_chunk <= chunk.")
+        if growth < 1 or frames_per_unit < 1:
+            raise ValueError(f"growth {growth} and frames_per_unit {frames_per_unit} must be at least 1.")
+        self.context_frames = context_frames
+        self.in_flight: Chunk | None = None  # send it again if its reply is lost
+        self.frames_sent = 0  # frames of the answer in accepted replies
+        self._largest, self._growth, self._size = chunk, growth, first_chunk
+        self._guess = frames_per_unit
+        self._frame_bytes = samples_per_frame * SAMPLE_BYTES
+        self._units: list[int] = []
+        self._starts = [0]  # first frame of every unit with a decided duration, and the end of the last one
+        self._in_flight_from = 0  # index of the in-flight chunk's first unit
+        self._number = 0
+        self._finished = False
+        self._done = False
+
+    @property
+    def done(self) -> bool:
+        """The whole answer has been vocoded (or had no units)."""
+        return self._done
+
+    @property
+    def units_received(self) -> int:
+        return len(self._units)
+
+    def push(self, units: Iterable[int]) -> None:
+        """The answer goes on with these units."""
+        assert not self._finished, "units after finish()"
+        self._units.extend(units)
+
+    def finish(self) -> None:
+        """No more units will come. An answer without any is done, without audio."""
+        self._finished = True
+        self._done = self._done or not self._units
+
+    def next(self) -> Chunk | None:
+        """The chunk to vocode now, or None: nothing worth a call yet, one in flight, or done."""
+        if self.in_flight is not None or self._done:
+            return None
+        end = self._chunk_end()
+        if end is None:
+            return None
+        self.in_flight = self._make_chunk(end)
+        return self.in_flight
+
+    def accept(self, reply: ChunkReply) -> bool:
+        """Take the reply of the chunk in flight; False for any other, whose audio must not be played (again)."""
+        chunk = self.in_flight
+        if chunk is None or reply.number != chunk.number:
+            return False
+        self._check(chunk, reply)
+        self.in_flight = None
+        self._number += 1
+        self.frames_sent += len(reply.pcm) // self._frame_bytes
+        self._done = chunk.final
+        self._decide(reply.durations if chunk.final else reply.durations[:-DURATION_CONTEXT])
+        if reply.pcm:
+            self._size = min(self._size * self._growth, self._largest)
+        return True
+
+    def _chunk_end(self) -> int | None:
+        """How many of the answer's units the next chunk may see; None to wait."""
+        num_decided, pace = len(self._starts) - 1, self._pace()
+        wanted = self._size * pace  # frames
+        undecided = len(self._units) - num_decided
+        owed = self._starts[-1] + undecided * pace - self.frames_sent
+        if self._finished and owed <= wanted + self.context_frames:
+            return len(self._units)  # a chunk with look-ahead would render as much
+        frames_to_decide = self.frames_sent + wanted + self.context_frames - self._starts[-1]
+        units_to_decide = frames_to_decide / pace
+        if units_to_decide + DURATION_CONTEXT > undecided:
+            return len(self._units) if self._finished else None
+        return num_decided + math.ceil(units_to_decide) + DURATION_CONTEXT
+
+    def _pace(self) -> float:
+        """Expected frames per unit."""
+        return (self._guess * self.GUESS_WEIGHT + self._starts[-1]) / (self.GUESS_WEIGHT + len(self._starts) - 1)
+
+    def _make_chunk(self, end: int) -> Chunk:
+        num_decided = len(self._starts) - 1
+        start = bisect_right(self._starts, self.frames_sent - self.context_frames) - 1
+        start = max(0, min(start, num_decided - DURATION_CONTEXT))
+        self._in_flight_from = start
+        return Chunk(
+            number=self._number,
+            units=tuple(self._units[start:end]),
+            skip_frames=self.frames_sent - self._starts[start],
+            first=start == 0,
+            final=self._finished and end == len(self._units),
+            durations=tuple(b - a for a, b in zip(self._starts[start:], self._starts[start + 1 :], strict=False)),
+            context_frames=self.context_frames,
+        )
+
+    def _check(self, chunk: Chunk, reply: ChunkReply) -> None:
+        if len(reply.durations) != len(chunk.units) or min(reply.durations) < 1:
+            raise ChunkError(f"Chunk {chunk.number}: {len(reply.durations)} durations for {len(chunk.units)} units.")
+        if reply.durations[: len(chunk.durations)] != chunk.durations:
+            raise ChunkError(f"Chunk {chunk.number}: the reply changes durations that were already decided.")
+        expected = (chunk.certain_frames(reply.durations) - chunk.skip_frames) * self._frame_bytes
+        if len(reply.pcm) != expected:
+            raise ChunkError(f"Chunk {chunk.number}: {len(reply.pcm)} bytes of PCM, expected {expected}.")
+
+    def _decide(self, durations: tuple[int, ...]) -> None:
+        """Keep the durations of the in-flight chunk's units that are new and final."""
+        new = durations[len(self._starts) - 1 - self._in_flight_from :]
+        self._starts.extend(list(accumulate(new, initial=self._starts[-1]))[1:])
