@@ -19,7 +19,7 @@ COMMANDS = {  # name: (module, what it does)
     "conformance": ("omni.conformance", "check this build against recorded outputs of the published system"),
     "evaluate": ("omni.train.evaluate", "ask a checkpoint spoken questions and score its answers"),
     "train": ("omni.train.command", "make training data and train a checkpoint"),
-    "fetch": ("omni.model.mini", "fetch and assemble the mini checkpoint"),
+    "fetch": ("omni.checkpoints", "fetch and assemble a checkpoint ahead of time"),
 }
 
 

@@ -1,8 +1,8 @@
-"""Files → Omni: the published layout, a Whisper .pt, Llama weights from Hugging Face files or GGUF. Nothing is unpickled.
+"""Files → Omni: the published layout, a Whisper .pt, a Llama from Hugging Face files or GGUF. Nothing is unpickled.
 
 A checkpoint directory holds config.json, model*.safetensors (with index where sharded) and the tokenizer; the encoder
-is in the shards (`model.speech_encoder.*`) or in the Whisper .pt that config.json names, looked for beside the
-checkpoint as the published one has it. Source: ictnlp/LLaMA-Omni, builder.py; names as in its state dict.
+comes from the Whisper .pt that config.json names, where that file is there (the published code loads it over the
+shards' copy), else from the shards (`model.speech_encoder.*`). Source: ictnlp/LLaMA-Omni, builder.py.
 """
 
 import json
@@ -33,11 +33,14 @@ def load(directory: str | Path, device: str = "cpu", dtype: torch.dtype = torch.
     directory = Path(directory)
     config = configs.read(directory)
     weights = dict(_safetensors(directory))
-    encoder = {name.removeprefix(ENCODER): weights.pop(name) for name in list(weights) if name.startswith(ENCODER)}
-    if encoder:
+    encoder = _take(weights, ENCODER)
+    whisper = _find_whisper(directory, config.encoder_file)
+    if whisper is not None:
+        dims, encoder = _whisper_file(whisper)
+    elif encoder:
         dims = _dims_from_weights(encoder, config.encoder_heads)
     else:
-        dims, encoder = _whisper_file(_encoder_path(directory, config.encoder_file))
+        raise CheckpointError(f"{directory} holds no speech encoder, and {config.encoder_file} is not there.")
     with torch.device("meta"):
         omni = Omni(config, dims, tokenizer(directory))
     _fill(omni.encoder, encoder, "speech encoder")
@@ -102,13 +105,9 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
         raise CheckpointError(f"The {what} does not fit its config: {exc}") from exc
 
 
-def _encoder_path(directory: Path, named: str | None) -> Path:
-    if named is None:
-        raise CheckpointError(f"{directory} holds no speech encoder, and config.json names no Whisper file.")
-    for root in (directory, directory.parent):  # the published path is relative to the folder above the checkpoint
-        if (root / named).exists():
-            return root / named
-    raise CheckpointError(f"The speech encoder {named} is neither in {directory} nor in {directory.parent}.")
+def _find_whisper(directory: Path, named: str | None) -> Path | None:
+    roots = (directory, directory.parent)  # the published path is relative to the folder above the checkpoint
+    return next((root / named for root in roots if named and (root / named).is_file()), None)
 
 
 def _whisper_file(path: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:

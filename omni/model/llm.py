@@ -1,4 +1,4 @@
-"""The language model: a Llama that takes embeddings and gives post-norm hidden states. Knows nothing of text or speech."""
+"""The language model: a Llama from embeddings to post-norm hidden states. Knows nothing of text or speech."""
 
 import torch
 from torch import Tensor, nn

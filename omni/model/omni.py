@@ -21,7 +21,7 @@ from omni.model.detokenizer import Detokenizer
 from omni.model.encoder import Encoder
 from omni.model.llm import Llama
 from omni.model.prompt import SPEECH, Prompt, Utterance
-from omni.model.sampling import Sampling, choose
+from omni.model.sampling import GREEDY, Sampling, choose
 from omni.model.unit_decoder import UnitDecoder
 
 
@@ -90,14 +90,14 @@ class Omni(nn.Module):
         return torch.cat(parts)
 
     def answer(
-        self, conversation: Sequence[Utterance], sampling: Sampling = Sampling(), forced: Sequence[int] = ()
+        self, conversation: Sequence[Utterance], sampling: Sampling = GREEDY, forced: Sequence[int] = ()
     ) -> Iterator[Step]:
         """Answer the conversation, a Step per token. `forced` tokens are fed instead of chosen (see recovery)."""
         yield from self.generate(self.prompt_embeds(conversation), sampling, forced)
 
     @torch.inference_mode()
-    def generate(self, embeds: Tensor, sampling: Sampling = Sampling(), forced: Sequence[int] = ()) -> Iterator[Step]:
-        """Prompt (P, D) → Steps. The unit decoder runs over all tokens so far, at every token: obvious, and quadratic."""
+    def generate(self, embeds: Tensor, sampling: Sampling = GREEDY, forced: Sequence[int] = ()) -> Iterator[Step]:
+        """Prompt (P, D) → Steps. The unit decoder runs over all tokens so far at every token: obvious, quadratic."""
         cache = self.llm.new_cache()
         detokenize = Detokenizer(self.tokenizer)
         collapse = Collapse(self.config.blank)

@@ -20,6 +20,9 @@ class Sampling:
     seed: int = 0
 
 
+GREEDY = Sampling()
+
+
 def choose(logits: Tensor, sampling: Sampling, step: int) -> int:
     """logits (V,) → token id. `step` counts the answer's tokens from 0."""
     if sampling.temperature <= 0.0:

@@ -70,7 +70,7 @@ def frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def rotation(positions: Tensor, rope: RopeConfig, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Positions (B, T) → cos, sin (B, 1, T, head_dim): computed in float32, then cast. Once per forward, for all layers."""
+    """Positions (B, T) → cos, sin (B, 1, T, head_dim), computed in float32, once per forward for all layers."""
     angles = positions[..., None].float() * frequencies(rope, head_dim).to(positions.device)
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     return angles.cos().to(dtype), angles.sin().to(dtype)

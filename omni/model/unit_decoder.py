@@ -1,7 +1,7 @@
-"""LLM hidden states → unit logits, 25 positions per text token: the published SpeechGeneratorCTC. Knows nothing of text.
+"""LLM hidden states → unit logits, 25 positions per text token: the published SpeechGeneratorCTC.
 
-Non-autoregressive and causal: position j sees the hidden state of token j // 25 and everything before it, so the units of
-a prefix never change when more tokens come. The input of token i is the state that *predicted* it (post-norm).
+Non-autoregressive and causal: position j sees the hidden state of token j // 25 and everything before it, so the units
+of a prefix never change when more tokens come. The input of token i is the state that *predicted* it (post-norm).
 Source: ictnlp/LLaMA-Omni, speech_generator.py; paper section 2.4.
 """
 

@@ -1,0 +1,75 @@
+"""The mini checkpoint: packaged SmolLM2-135M-Instruct and Whisper tiny.en with what we trained, as published files.
+
+What we trained ships with this package (mini_weights/): the adaptor, the unit decoder, the vocoder, and the LLM's
+tuning as low-rank deltas, merged here: W + scale · B A. How it was trained: recipes/mini.sh; how good: docs/mini.md.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from omni.model import checkpoint, packaged
+from omni.model.checkpoint import ADAPTOR, ENCODER, UNIT_DECODER
+
+SHIPPED = Path(__file__).parent / "mini_weights"
+
+
+def version() -> str:
+    """Eight letters that change with what ships."""
+    digest = hashlib.sha256()
+    for path in sorted(SHIPPED.rglob("*")):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def write(directory: Path) -> None:
+    """Fetch, merge and write the checkpoint into an existing, empty directory (about 350 MB)."""
+    llm_file, whisper_file = packaged.fetch("smollm2"), packaged.fetch("whisper-tiny.en")
+    llm_config, weights = checkpoint.load_llama(llm_file)
+    merge(weights, SHIPPED / "llm_delta.safetensors")
+    encoder = checkpoint.load_whisper(whisper_file)
+    parts = {
+        ENCODER: encoder.state_dict(),
+        ADAPTOR: load_file(SHIPPED / "adaptor.safetensors"),
+        UNIT_DECODER: load_file(SHIPPED / "unit_decoder.safetensors"),
+    }
+    for prefix, tensors in parts.items():
+        weights |= {prefix + name: x for name, x in tensors.items()}
+    save_file({name: x.half().contiguous() for name, x in weights.items()}, directory / "model.safetensors")
+    config = published(llm_config) | json.loads((SHIPPED / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    AutoTokenizer.from_pretrained(llm_file.parent, gguf_file=llm_file.name).save_pretrained(directory)
+    shutil.copytree(SHIPPED / "vocoder", directory / "vocoder")
+
+
+def merge(weights: dict[str, Tensor], delta_file: Path) -> None:
+    """Add the low-rank deltas to the LLM's weights, in place. Names: layers.N.….lora_a (r, in) and .lora_b (out, r)."""
+    with safe_open(delta_file, framework="pt") as delta:
+        scale = float(delta.metadata()["scale"])
+        names = sorted(name.removesuffix(".lora_a") for name in delta.keys() if name.endswith(".lora_a"))  # noqa: SIM118
+        for name in names:
+            a, b = delta.get_tensor(f"{name}.lora_a").float(), delta.get_tensor(f"{name}.lora_b").float()
+            target = f"{name}.weight"
+            if target not in weights:
+                raise checkpoint.CheckpointError(f"{delta_file} changes {name}, which the LLM does not have.")
+            weights[target] = weights[target] + scale * torch.matmul(b, a)
+
+
+def published(llm: dict) -> dict:
+    """A Hugging Face Llama config → the keys of a published config.json."""
+    keys = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "rms_norm_eps", "vocab_size", "tie_word_embeddings", "rope_parameters", "head_dim", "bos_token_id",
+        "eos_token_id",
+    )  # fmt: skip
+    return {"architectures": ["OmniSpeech2SLlamaForCausalLM"], "model_type": "omni_speech2s_llama"} | {
+        key: llm[key] for key in keys if llm.get(key) is not None
+    }
