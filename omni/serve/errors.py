@@ -1,8 +1,10 @@
 """What can go wrong in serving, as a small tree. Each error knows its wire code, HTTP status and whether to try again.
 
     OmniError
-    ├── BadRequest            400  the request cannot be understood
+    ├── BadRequest            400  the request cannot be understood (param names the field)
     │   └── BadAudio          400  the upload is no audio we can answer (code says why)
+    ├── Unauthorized          401  the key is missing or wrong
+    ├── UploadTooSlow         408  the question did not arrive in time
     ├── TooLarge              413  a limit of the request was passed
     ├── UnknownModel          404
     ├── Busy                  503  every slot is taken: the same request will pass later   (busy is not broken)
@@ -20,18 +22,23 @@ class OmniError(Exception):
     status = 500
     code = "internal_error"
 
-    def __init__(self, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after: float | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code
         self.retry_after = retry_after
+        self.param = param
 
     def __reduce__(self) -> tuple:
-        return _restore, (type(self), self.message, self.code, self.retry_after)
+        return _restore, (type(self), self.message, self.code, self.retry_after, self.param)
 
 
-def _restore(kind: type[OmniError], message: str, code: str, retry_after: float | None) -> OmniError:
-    return kind(message, code=code, retry_after=retry_after)
+def _restore(
+    kind: type[OmniError], message: str, code: str, retry_after: float | None, param: str | None
+) -> OmniError:
+    return kind(message, code=code, retry_after=retry_after, param=param)
 
 
 class BadRequest(OmniError):
@@ -40,6 +47,14 @@ class BadRequest(OmniError):
 
 class BadAudio(BadRequest):
     code = "bad_audio"
+
+
+class Unauthorized(OmniError):
+    status, code = 401, "invalid_api_key"
+
+
+class UploadTooSlow(OmniError):
+    status, code = 408, "upload_too_slow"
 
 
 class TooLarge(OmniError):
