@@ -4,12 +4,13 @@ What is generated or assembled lies under $OMNI_CACHE (default ~/.cache/omni) an
 """
 
 import argparse
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from omni.model.packaged import cache
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,6 @@ def resolve(model: str, vocoder: str | Path | None = None) -> Checkpoint:
             f"{voice} holds no vocoder (config.json and g_*). Put one there, or name its folder with --vocoder."
         )
     return Checkpoint(model if model in ("mini", "tiny") else directory.name, directory, voice)
-
-
-def cache() -> Path:
-    return Path(os.environ.get("OMNI_CACHE") or Path.home() / ".cache" / "omni")
 
 
 def make_once(name: str, write: Callable[[Path], None]) -> Path:
