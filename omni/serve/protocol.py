@@ -45,7 +45,10 @@ class TurnRequest:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one or more steps of the model worker gave: new tokens, the text and the units they added."""
+    """What one or more steps of the model worker gave: new tokens, the text and the units they added.
+
+    Without tokens, units and finish it is a heartbeat: the worker lives; the turn waits for a slot, or is prefilled.
+    """
 
     epoch: int
     number: int  # 0, 1, 2 … within the epoch
@@ -54,6 +57,8 @@ class Tokens:
     units: tuple[int, ...]
     finish: str | None = None  # "stop" or "length" in the last message
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage; in the first and the last message
+    waiting: bool = False  # for a slot
+    worker: str = ""  # who says so
 
 
 # --- events, as a client sees them ------------------------------------------------------------------------------------

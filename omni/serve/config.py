@@ -1,0 +1,116 @@
+"""Everything `omni up` was told, as one frozen value: made in main(), checked loudly, handed down.
+
+The controller reads it back from a file (`ServeConfig.read`); workers get it pickled. Defaults live here and only here.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+VOCODER_BACKENDS = ("own", "fairseq")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names it and what would."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    model_name: str  # as /v1/models lists it
+    model: str  # directory: config.json, shards, tokenizer
+    vocoder: str  # directory: config.json and g_*
+    vocoder_backend: str = "own"
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    web_port: int | None = 7860  # None: no page
+
+    # workers
+    model_workers: int = 1
+    vocoder_workers: int = 1
+    slots: int = 8  # answers a model worker generates at once
+    waiting: int = 16  # turns that may wait at a model worker before it says busy
+    model_threads: int = 1  # CPU threads of one worker's arithmetic
+    vocoder_threads: int = 1
+    model_gpus: float = 0.0  # share of a GPU per worker
+    vocoder_gpus: float = 0.0
+    model_dtype: str = "float32"
+    vocoder_batch: int = 8  # chunks of different turns vocoded together
+    vocoder_gather: float = 0.003  # seconds a chunk waits for company
+
+    # limits
+    max_audio_seconds: float = 30.0
+    max_upload_bytes: int = 32 * 2**20
+    max_uploading_bytes: int = 512 * 2**20  # of all uploads under way
+    max_text_chars: int = 20_000  # of a question's written part
+    max_new_tokens: int = 256
+    max_turns: int = 256  # turns of this controller at once
+    max_uploading_bytes: int = 256 * 2**20  # of all requests that are still arriving
+    max_messages: int = 128  # of one conversation
+    max_utterances: int = 32  # spoken ones among them
+    max_text_chars: int = 32_768  # written ones together
+    upload_threads: int = 2  # uploads decoded at once
+
+    # deadlines, in seconds
+    upload_deadline: float = 60.0  # for a request's body to arrive
+    queue_deadline: float = 20.0  # waiting for a slot
+    silence_deadline: float = 2.0  # nothing heard from the worker, not even a heartbeat: it hangs or is cut off
+    progress_deadline: float = 60.0  # heartbeats but no new token
+    vocoder_hedge: float = 1.0  # then the chunk goes to a second vocoder worker as well
+    vocoder_deadline: float = 20.0  # then the answer fails
+    upload_deadline: float = 30.0  # a question must have arrived by then
+    client_deadline: float = 60.0  # a client that takes no event for so long has gone
+    drain_deadline: float = 30.0  # how long running turns may go on after Ctrl-C
+    attempts: int = 3  # model workers that may be lost in one turn
+
+    # chunks, in units
+    first_chunk: int = 10
+    chunk: int = 80
+    chunk_growth: float = 2.0
+
+    # the cluster under it
+    state_dir: str = ""  # Ray's session, the token, this file
+    ray_address: str = ""  # HOST:PORT of the Ray head
+    ray_token_file: str = ""
+    dashboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("model_workers", "vocoder_workers", "slots", "model_threads", "vocoder_threads", "attempts"):
+            _need(name, getattr(self, name) >= 1, "must be at least 1", self)
+        for name in ("vocoder_batch", "max_new_tokens", "max_turns", "first_chunk", "max_text_chars"):
+            _need(name, getattr(self, name) >= 1, "must be at least 1", self)
+        for name in ("max_upload_bytes", "max_uploading_bytes"):
+            _need(name, getattr(self, name) >= 1, "must be at least 1", self)
+        for field in fields(self):
+            if field.name.endswith("_deadline") or field.name in ("max_audio_seconds", "vocoder_hedge"):
+                _need(field.name, getattr(self, field.name) > 0, "must be more than 0 seconds", self)
+        for name in ("waiting", "model_gpus", "vocoder_gpus", "vocoder_gather"):
+            _need(name, getattr(self, name) >= 0, "must not be negative", self)
+        for name in ("model_gpus", "vocoder_gpus"):
+            share = getattr(self, name)
+            _need(name, share <= 1 or share == int(share), "must be a share up to 1, or a whole number of GPUs", self)
+        for name in ("port", "web_port"):
+            port = getattr(self, name)
+            _need(name, port is None or 0 < port < 65536, "must be between 1 and 65535", self)
+        _need("web_port", self.web_port != self.port, "must differ from port", self)
+        _need("chunk", self.chunk >= self.first_chunk, f"must be at least first_chunk ({self.first_chunk})", self)
+        _need("chunk_growth", self.chunk_growth >= 1, "must be at least 1", self)
+        _need("vocoder_backend", self.vocoder_backend in VOCODER_BACKENDS, f"must be one of {VOCODER_BACKENDS}", self)
+        _need("model_dtype", self.model_dtype in DTYPES, f"must be one of {DTYPES}", self)
+
+    def write(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(asdict(self), indent=2))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "ServeConfig":
+        content = json.loads(Path(path).read_text())
+        unknown = set(content) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ConfigError(f"{path}: unknown settings {', '.join(sorted(unknown))}.")
+        return cls(**content)
+
+
+def _need(name: str, holds: bool, rule: str, config: ServeConfig) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {getattr(config, name)!r}; it {rule}.")
