@@ -42,8 +42,6 @@ class ServeConfig:
     # limits
     max_audio_seconds: float = 30.0
     max_upload_bytes: int = 32 * 2**20
-    max_uploading_bytes: int = 512 * 2**20  # of all uploads under way
-    max_text_chars: int = 20_000  # of a question's written part
     max_new_tokens: int = 256
     max_turns: int = 256  # turns of this controller at once
     max_uploading_bytes: int = 256 * 2**20  # of all requests that are still arriving
@@ -53,7 +51,6 @@ class ServeConfig:
     upload_threads: int = 2  # uploads decoded at once
 
     # deadlines, in seconds
-    upload_deadline: float = 60.0  # for a request's body to arrive
     queue_deadline: float = 20.0  # waiting for a slot
     silence_deadline: float = 2.0  # nothing heard from the worker, not even a heartbeat: it hangs or is cut off
     progress_deadline: float = 60.0  # heartbeats but no new token

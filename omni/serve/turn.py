@@ -9,8 +9,8 @@
                                 └──units──→ ChunkPlanner ⇄ vocoder ──→ ┘ outbox → run()
 
 Workers are caches: the ledger holds all that was received, so another model worker can go on with the tokens forced,
-and any vocoder worker can make any chunk. Every recovery raises the epoch; messages of an old epoch, doubled ones and gaps
-are told by their numbers. Knows the cluster only as `cluster.Cluster`: no Ray, no HTTP, no torch.
+and any vocoder worker can make any chunk. Every recovery raises the epoch; messages of an old epoch, doubled ones and
+gaps are told by their numbers. Knows the cluster only as `cluster.Cluster`: no Ray, no HTTP, no torch.
 """
 
 import asyncio
