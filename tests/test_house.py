@@ -30,6 +30,7 @@ LIGHT = {  # module: what must not come in with it. A controller or a page runs 
     "omni.checkpoints": {"torch", "transformers", "ray"},
     "omni.serve.protocol": {"torch", "transformers", "ray", "fastapi"},
     "omni.serve.errors": {"torch", "transformers", "ray", "fastapi"},
+    "omni.serve.events": {"torch", "transformers", "ray", "fastapi"},
     "omni.serve.config": {"torch", "transformers", "ray"},
     "omni.serve.turn": {"torch", "transformers"},
     "omni.serve.metrics": {"torch", "transformers"},

@@ -1,0 +1,114 @@
+"""What README.md and docs/ tell a reader to type is true today."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_lines import ROOT, Refused, check
+
+from omni.cli import COMMANDS
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def command_lines(path: Path) -> list[list[str]]:
+    """Every simple command of a page's sh blocks, as words; pipes and `&&` separate commands."""
+    lines: list[list[str]] = []
+    for text in (text for block in blocks(path, "sh") for text in _joined(block)):
+        lexer = shlex.shlex(text, posix=True, punctuation_chars="|&;")
+        lexer.whitespace_split = True
+        line: list[str] = []
+        for word in [*lexer, ";"]:
+            if not re.fullmatch(r"[|&;]+", word):
+                line.append(word)
+            elif line:
+                lines.append(line)
+                line = []
+    return lines
+
+
+def _joined(block: str) -> list[str]:
+    """Lines of a block, those that a backslash or an open quote continues put together."""
+    lines, held = [], ""
+    for line in block.splitlines():
+        held += line
+        if held.endswith("\\"):
+            held = held[:-1]
+            continue
+        try:
+            shlex.split(held, comments=True)
+        except ValueError:  # no closing quotation
+            held += "\n"
+            continue
+        lines.append(held)
+        held = ""
+    assert not held, f"unfinished command: {held}"
+    return lines
+
+
+def ids(value: object) -> str:
+    return f"{value.relative_to(ROOT)}" if isinstance(value, Path) else shlex.join(value)[:60]
+
+
+@pytest.mark.parametrize(("page", "words"), [(page, line) for page in PAGES for line in command_lines(page)], ids=ids)
+def test_every_command_is_accepted(page: Path, words: list[str]):
+    """Commands of ours pass their own argument parser or make's dry run."""
+    check(words)
+
+
+def test_a_wrong_command_is_noticed():
+    """The check itself works: an unknown program, subcommand, flag or target is refused."""
+    for line in ("onmi up", "omni upp", "omni fetch --colour", "make dinner", "make up ARGS=--colour", "python -m omni.serve.gradio_web --colour"):
+        with pytest.raises(Refused):
+            check(line.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str):
+    """`omni COMMAND --help` explains itself and says which arguments there are."""
+    done = subprocess.run([sys.executable, "-m", "omni.cli", command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: omni {command}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page: Path):
+    """Relative links and pictures name files that exist."""
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text()) + re.findall(r'src="([^"]+)"', page.read_text())
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert missing == []
+
+
+def test_the_file_tree_is_true():
+    """Every path of the README's tree exists, and every room of the package is in it."""
+    (tree,) = (block for block in blocks(ROOT / "README.md", "text") if block.startswith("omni/"))
+    folders: list[str] = []
+    named = set()
+    for line in tree.splitlines():
+        depth, path = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = [*folders[:depth], path]
+        named.add("".join(folders).rstrip("/"))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    rooms = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("omni/*/__init__.py")}
+    assert {room.removesuffix("/__init__.py") for room in rooms} <= named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_examples_are_well_formed(page: Path):
+    """Python examples compile; JSON bodies given to curl parse."""
+    for block in blocks(page, "python"):
+        ast.parse(block)
+    for words in command_lines(page):
+        if words[0] == "curl" and "-d" in words:
+            body = words[words.index("-d") + 1]
+            if not body.startswith("@"):
+                json.loads(body)
