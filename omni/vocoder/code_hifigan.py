@@ -55,6 +55,7 @@ class CodeHiFiGAN(Generator):
         if not config.get("dur_predictor_params"):
             raise VocoderConfigError("the vocoder has no duration predictor (dur_predictor_params).")
         super().__init__(config)
+        self.config = config
         self.dict = nn.Embedding(config["num_embeddings"], config["embedding_dim"])
         shape = config["dur_predictor_params"]
         self.dur_predictor = DurationPredictor(

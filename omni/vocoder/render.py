@@ -1,0 +1,125 @@
+"""Chunks in, PCM out: the one place where a planned chunk meets the vocoder. Batched over answers; keeps no state.
+
+    replies = render(vocoder, chunks)        # chunks of any answers, in any order
+    samples = offline(vocoder, units)        # the slow, obvious path: a whole answer at once
+
+A chunk's frames are cut to what its certain samples can hear, so an open edge costs `context_frames` and no more.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omni.audio.wav import to_pcm16
+from omni.vocoder.streaming import Chunk, ChunkError, ChunkReply, context_frames, samples_per_frame
+
+
+class Vocoder(Protocol):
+    """Ours (code_hifigan) or fairseq's (fairseq_backend): what rendering asks of it. lengths are in units."""
+
+    config: Mapping[str, Any]
+
+    def durations(self, units: Tensor, lengths: Tensor) -> Tensor: ...  # (B, N) → (B, N) frames
+
+    def __call__(self, units: Tensor, durations: Tensor, lengths: Tensor) -> Tensor: ...  # → (B, S)
+
+    def parameters(self) -> Iterator[Tensor]: ...
+
+
+@torch.inference_mode()
+def render(vocoder: Vocoder, chunks: Sequence[Chunk]) -> list[ChunkReply | ChunkError]:
+    """One reply per chunk, in order. A chunk that cannot be rendered gets its error; its neighbours get their audio."""
+    outcomes: list[ChunkReply | ChunkError | None] = [_refusal(vocoder, chunk) for chunk in chunks]
+    good = [chunk for chunk, refusal in zip(chunks, outcomes, strict=True) if refusal is None]
+    replies = iter(_render(vocoder, good))
+    return [next(replies) if outcome is None else outcome for outcome in outcomes]
+
+
+@torch.inference_mode()
+def offline(vocoder: Vocoder, units: Sequence[int]) -> np.ndarray:
+    """All units of an answer → (S,) float32 in (-1, 1)."""
+    if len(units) == 0:
+        return np.zeros(0, dtype=np.float32)
+    if refusal := _refusal(vocoder, Chunk.whole(units)):
+        raise refusal
+    batch, lengths = _pad([units], _device(vocoder))  # (1, N)
+    wave = vocoder(batch, vocoder.durations(batch, lengths), lengths)  # (1, S)
+    return wave[0].float().cpu().numpy()
+
+
+def _refusal(vocoder: Vocoder, chunk: Chunk) -> ChunkError | None:
+    num_units, context = vocoder.config["num_embeddings"], context_frames(vocoder.config)
+    wrong = [unit for unit in chunk.units if not 0 <= unit < num_units]
+    if wrong:
+        return ChunkError(f"Chunk {chunk.number}: unit {wrong[0]} is not one of the vocoder's 0 … {num_units - 1}.")
+    if not chunk.final and (held_back := chunk.context_frames) < context:
+        return ChunkError(f"Chunk {chunk.number} holds back {held_back} frames; this vocoder needs {context}.")
+    return None
+
+
+def _render(vocoder: Vocoder, chunks: list[Chunk]) -> list[ChunkReply | ChunkError]:
+    context = context_frames(vocoder.config)
+    durations = _durations(vocoder, chunks)
+    ends = [chunk.certain_frames(own) for chunk, own in zip(chunks, durations, strict=True)]
+    starts = [max(0, chunk.skip_frames - context) for chunk in chunks]  # first frame that a new sample can hear
+    frames = [
+        _frames(chunk.units, own)[start : None if chunk.final else end + context] if end > chunk.skip_frames else []
+        for chunk, own, start, end in zip(chunks, durations, starts, ends, strict=True)
+    ]
+    waves = _generate(vocoder, frames)
+    hop = samples_per_frame(vocoder.config)
+    return [
+        _reply(chunk, own, wave[(chunk.skip_frames - start) * hop : (end - start) * hop])
+        for chunk, own, wave, start, end in zip(chunks, durations, waves, starts, ends, strict=True)
+    ]
+
+
+def _durations(vocoder: Vocoder, chunks: list[Chunk]) -> list[tuple[int, ...]]:
+    """Of every unit, in frames: those the chunk brings along, then those predicted now."""
+    open_chunks = [chunk for chunk in chunks if len(chunk.durations) < len(chunk.units)]
+    if not open_chunks:
+        return [chunk.durations for chunk in chunks]
+    batch, lengths = _pad([chunk.units for chunk in open_chunks], _device(vocoder))
+    predicted = iter(vocoder.durations(batch, lengths).tolist())
+    return [
+        chunk.durations + tuple(next(predicted)[len(chunk.durations) : len(chunk.units)])
+        if len(chunk.durations) < len(chunk.units)
+        else chunk.durations
+        for chunk in chunks
+    ]
+
+
+def _frames(units: Sequence[int], durations: Sequence[int]) -> list[int]:
+    return [unit for unit, duration in zip(units, durations, strict=True) for _ in range(duration)]
+
+
+def _generate(vocoder: Vocoder, frames: list[list[int]]) -> list[np.ndarray]:
+    """Frames of units, one list per chunk, → waves (S,). A frame is a unit that lasts one frame."""
+    busy = [own for own in frames if own]
+    if not busy:
+        return [np.zeros(0, dtype=np.float32) for _ in frames]
+    batch, lengths = _pad(busy, _device(vocoder))
+    waves = iter(vocoder(batch, torch.ones_like(batch), lengths).float().cpu().numpy())  # (B, S)
+    return [next(waves) if own else np.zeros(0, dtype=np.float32) for own in frames]
+
+
+def _reply(chunk: Chunk, durations: tuple[int, ...], wave: np.ndarray) -> ChunkReply | ChunkError:
+    if not np.isfinite(wave).all():
+        return ChunkError(f"Chunk {chunk.number}: the vocoder's output is not finite.")
+    return ChunkReply(chunk.number, to_pcm16(wave), durations)
+
+
+def _pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths → (B, longest) filled up with zeros, and (B,) lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    batch = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        batch[i, : len(row)] = torch.tensor(row)
+    return batch.to(device), lengths.to(device)
+
+
+def _device(vocoder: Vocoder) -> torch.device:
+    return next(vocoder.parameters()).device
