@@ -138,10 +138,10 @@ def _read_samples(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
     except soundfile.LibsndfileError as exc:
         if data[:4] in (b"RIFF", b"RF64"):
             raise AudioError("audio_not_decodable", f"The WAV file cannot be read: {exc}") from exc
-    return _read_with_ffmpeg(data, max_seconds), SAMPLE_RATE
+    return read_with_ffmpeg(data, max_seconds), SAMPLE_RATE
 
 
-def _read_with_ffmpeg(data: bytes, max_seconds: float) -> np.ndarray:
+def read_with_ffmpeg(data: bytes, max_seconds: float) -> np.ndarray:
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         raise AudioError("audio_not_decodable", "Not WAV, FLAC, OGG or MP3; other formats need ffmpeg installed.")

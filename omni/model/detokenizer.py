@@ -22,7 +22,9 @@ class Detokenizer:
         return self._give(self._decode())
 
     def _decode(self) -> str:
-        return self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str), "one list of ids gives one text"
+        return text
 
     def _give(self, text: str) -> str:
         delta, self.given = text[self.given :], len(text)

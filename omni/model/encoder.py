@@ -53,6 +53,7 @@ class Encoder(nn.Module):
         self.config = config
         self.conv1 = nn.Conv1d(config.num_mels, config.width, 3, padding=1)
         self.conv2 = nn.Conv1d(config.width, config.width, 3, stride=2, padding=1)
+        self.positional_embedding: Tensor
         self.register_buffer("positional_embedding", torch.zeros(config.num_positions, config.width))
         self.blocks = nn.ModuleList(EncoderBlock(config.width, config.num_heads) for _ in range(config.num_layers))
         self.ln_post = nn.LayerNorm(config.width)

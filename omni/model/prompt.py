@@ -63,11 +63,15 @@ class Prompt:
 def _llama_3(conversation: list[Utterance]) -> str:
     if conversation[0].role != "system":
         conversation = [Utterance("system", text=LLAMA_3_SYSTEM), *conversation]
-    turns = "".join(
-        f"<|start_header_id|>{each.role}<|end_header_id|>\n\n{_content(each, LLAMA_3_REQUEST)}<|eot_id|>"
-        for each in conversation
-    )
+    turns = "".join(_llama_3_turn(each.role, _content(each, LLAMA_3_REQUEST)) for each in conversation)
     return f"<|begin_of_text|>{turns}<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+def _llama_3_turn(role: str, content: str) -> str:
+    """An empty turn is a header alone, and an empty system turn is none: as published."""
+    if role == "system" and not content:
+        return ""
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}" + ("<|eot_id|>" if content else "")
 
 
 def _chatml(conversation: list[Utterance]) -> str:
