@@ -1,17 +1,22 @@
 """What README.md and docs/ tell a reader to type is true today."""
 
 import ast
-import json
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 from command_lines import ROOT, Refused, check
 
 from omni.cli import COMMANDS
+from omni.serve.config import ServeConfig
+from omni.serve.controller import make_app
+from omni.serve.openai_api import ChatRequest
+from omni.serve.turns_api import TurnOptions
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -114,12 +119,27 @@ def test_the_file_tree_is_true():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_examples_are_well_formed(page: Path):
-    """Python examples compile; JSON bodies given to curl parse."""
+def test_python_examples_compile(page: Path):
+    """Python in the pages is Python, and what it imports is installed."""
     for block in blocks(page, "python"):
-        ast.parse(block)
-    for words in command_lines(page):
-        if words[0] == "curl" and "-d" in words:
-            body = words[words.index("-d") + 1]
-            if not body.startswith("@"):
-                json.loads(body)
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                assert importlib.util.find_spec(name.split(".")[0]), name
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), [(page, line) for page in PAGES for line in command_lines(page) if line[0] == "curl"], ids=ids
+)
+def test_curl_asks_what_the_controller_answers(page: Path, words: list[str]):
+    """A request in the pages has a route, a query and a body that the controller takes."""
+    url = next(word for word in words if word.startswith("http://127.0.0.1:8000"))
+    path, _, query = url.removeprefix("http://127.0.0.1:8000").partition("?")
+    app = make_app(ServeConfig(model_name="mini", model="", vocoder=""), cluster=None)
+    assert path in {route.path for route in app.routes}
+    if path == "/v1/turns":
+        TurnOptions.model_validate(dict(parse_qsl(query)))
+    if path == "/v1/chat/completions":
+        request = ChatRequest.model_validate_json(words[words.index("-d") + 1])
+        assert request.model == "mini"
+        assert not request.model_extra
