@@ -1,0 +1,139 @@
+"""The page: speak or upload a question, read and hear the answer as it comes. A client of the controller, over HTTP only.
+
+    python -m omni.serve.gradio_web --controller http://127.0.0.1:8000 --port 7860
+
+Starts without torch and without Ray. No analytics, no outside font or script.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+
+from omni.audio.wav import SAMPLE_RATE
+from omni.serve.client import AsyncClient
+from omni.serve.protocol import AudioDelta, Done, Event, Failed, TextDelta
+
+TITLE = "omni · speak with a language model"
+SEGMENT_SECONDS = 0.25  # shortest piece handed to the browser's player while more is on its way
+
+
+class AnswerView:
+    """What the page shows of one answer; grows with its events. Plain state: no Gradio in here."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.status = "Listening to your question …"
+        self.pcm = bytearray()
+        self.played_to = 0  # bytes already handed to the player
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self.text += event.text
+        elif isinstance(event, AudioDelta):
+            self.pcm += event.pcm16
+            self.status = "Speaking …"
+        elif isinstance(event, Done):
+            self.status = self._summary(event)
+
+    def segment(self, final: bool = False) -> tuple[int, np.ndarray] | None:
+        """The samples that arrived since the last segment, once there are enough for the player."""
+        waiting = len(self.pcm) - self.played_to
+        if waiting == 0 or (not final and waiting < SEGMENT_SECONDS * SAMPLE_RATE * 2):
+            return None
+        samples = np.frombuffer(bytes(self.pcm[self.played_to :]), dtype="<i2")
+        self.played_to = len(self.pcm)
+        return SAMPLE_RATE, samples
+
+    def whole(self) -> tuple[int, np.ndarray]:
+        """All samples so far, to hear again."""
+        return SAMPLE_RATE, np.frombuffer(bytes(self.pcm), dtype="<i2")
+
+    def _summary(self, done: Done) -> str:
+        seconds = done.num_samples / SAMPLE_RATE
+        first = done.timings.get("first_audio")
+        total = done.timings.get("total")
+        parts = [f"first audio after **{first * 1000:.0f} ms**" if first is not None else "no sound"]
+        parts.append(f"{seconds:.1f} s of speech")
+        if total is not None:
+            parts.append(f"done in {total:.1f} s")
+        return " · ".join(parts)
+
+
+def make_page(controller: str, api_key: str | None = None):
+    """The Gradio Blocks of the page, talking to the controller at this URL."""
+    import gradio as gr
+
+    async def answer(path: str | None, temperature: float, max_tokens: float) -> AsyncIterator[tuple]:
+        if not path:
+            raise gr.Error("No question yet: record one with the microphone, or choose a file.", title="Nothing heard")
+        view = AnswerView()
+        yield "", None, view.status, gr.update(visible=False)
+        question = Path(path).read_bytes()
+        async with (
+            AsyncClient(controller, api_key=api_key) as client,
+            aclosing(client.turn(question, temperature=temperature, max_new_tokens=int(max_tokens))) as events,
+        ):
+            async for event in events:
+                if isinstance(event, Failed):
+                    raise gr.Error(event.message, title=event.code, duration=None)
+                view.add(event)
+                segment = view.segment(final=isinstance(event, Done))
+                yield view.text, segment if segment else gr.skip(), view.status, gr.skip()
+        replay = gr.update(value=view.whole(), visible=True) if view.pcm else gr.skip()
+        yield view.text, gr.skip(), view.status, replay
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown("# omni\nSpeak a question. The answer comes by voice while it is still being thought of.")
+        with gr.Row():
+            with gr.Column():
+                question = gr.Audio(
+                    sources=["microphone", "upload"], type="filepath", label="Your question", elem_id="question"
+                )
+                ask = gr.Button("Answer", variant="primary", elem_id="ask")
+                with gr.Accordion("Settings", open=False):
+                    temperature = gr.Slider(0.0, 1.5, 0.0, step=0.1, label="Temperature (0 is greedy)")
+                    max_tokens = gr.Slider(8, 512, 256, step=8, label="Longest answer, in tokens")
+            with gr.Column():
+                text = gr.Textbox(label="Answer", lines=4, elem_id="answer", interactive=False)
+                speech = gr.Audio(label="Answer, as it comes", streaming=True, autoplay=True, elem_id="speech")
+                status = gr.Markdown("Ready.", elem_id="status")
+                replay = gr.Audio(label="Answer, again", visible=False, elem_id="replay")
+        outputs = [text, speech, status, replay]
+        inputs = [question, temperature, max_tokens]
+        gr.on(
+            [ask.click, question.stop_recording, question.upload],
+            answer,
+            inputs,
+            outputs,
+            api_name="answer",
+            trigger_mode="once",
+            concurrency_limit=16,
+        )
+    return page
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m omni.serve.gradio_web", description="Serve the page.")
+    parser.add_argument("--controller", default="http://127.0.0.1:8000", help="the controller's URL (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    page = make_page(args.controller, api_key=os.environ.get("OMNI_API_KEY"))
+    page.queue(default_concurrency_limit=16, max_size=64)
+    page.launch(server_name=args.host, server_port=args.port, share=False, quiet=True, show_error=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
