@@ -1,4 +1,4 @@
-"""The page: speak or upload a question, read and hear the answer as it comes. A client of the controller, over HTTP only.
+"""The page: speak or upload a question, read and hear the answer as it comes. A client of the controller over HTTP.
 
     python -m omni.serve.gradio_web --controller http://127.0.0.1:8000 --port 7860
 
@@ -6,6 +6,7 @@ Starts without torch and without Ray. No analytics, no outside font or script.
 """
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -73,7 +74,7 @@ def make_page(controller: str, api_key: str | None = None):
             raise gr.Error("No question yet: record one with the microphone, or choose a file.", title="Nothing heard")
         view = AnswerView()
         yield "", None, view.status, gr.update(visible=False)
-        question = Path(path).read_bytes()
+        question = await asyncio.to_thread(Path(path).read_bytes)
         async with (
             AsyncClient(controller, api_key=api_key) as client,
             aclosing(client.turn(question, temperature=temperature, max_new_tokens=int(max_tokens))) as events,
