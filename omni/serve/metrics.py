@@ -16,7 +16,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.started = Counter("omni_turns_started", "Requests for an answer that arrived.", registry=registry)
         self.ended = Counter("omni_turns_ended", "Turns by how they ended.", ["outcome"], registry=registry)
-        self.errors = Counter("omni_errors", "Turns that ended with an error, by its code.", ["code"], registry=registry)
+        self.errors = Counter("omni_errors", "Turns ended by an error, by its code.", ["code"], registry=registry)
         self.live = Gauge("omni_turns_live", "Turns between their arrival and their end.", registry=registry)
         self.first_audio = Histogram(
             "omni_first_audio_seconds",
@@ -25,7 +25,10 @@ class Metrics:
             registry=registry,
         )
         self.turn_seconds = Histogram(
-            "omni_turn_seconds", "From arrival to end, of turns that ended ok.", buckets=LATENCY_BUCKETS, registry=registry
+            "omni_turn_seconds",
+            "From arrival to end, of turns that ended ok.",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
         )
         self.audio_in = Counter("omni_audio_in_seconds", "Speech received.", registry=registry)
         self.audio_out = Counter("omni_audio_out_seconds", "Speech sent.", registry=registry)

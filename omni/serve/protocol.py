@@ -83,6 +83,7 @@ class Done:
     num_units: int
     num_samples: int
     timings: dict[str, float] = field(default_factory=dict)  # seconds: first_text, first_audio, total, …
+    num_prompt_tokens: int = 0  # positions of the prompt, speech included
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+"""The turns of one controller, from the first byte of a request to the last of its answer.
+
+    live = registry.arrive("turns", exchange)      # counted as started
+    registry.admit()                               # Busy, Draining
+    async for event in live.answer(messages, sampling): ...
+    registry.leave(live)                           # counted as ok, cancelled, rejected or failed; one line in the log
+
+A turn ends for one reason, whoever gives it; here its worker is told, its place is given back and the line is written.
+"""
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from omni.audio.wav import SAMPLE_RATE
+from omni.serve import turn
+from omni.serve.cluster import Cluster
+from omni.serve.config import ServeConfig
+from omni.serve.errors import Busy, Cancelled, Draining, Internal
+from omni.serve.exchange import Exchange
+from omni.serve.metrics import Metrics
+from omni.serve.protocol import AudioDelta, Done, Failed, Message, Sampling, TextDelta
+
+logger = logging.getLogger(__name__)
+SAMPLE_BYTES = 2  # int16
+RETRY_SECONDS = 1.0  # when a place is likely to be free again
+
+
+class TurnFailed(Exception):
+    """A turn ended with this event."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+def failure(exc: BaseException) -> Failed:
+    """Any exception → what the client is told."""
+    return exc.failed if isinstance(exc, TurnFailed) else turn.failed(exc)
+
+
+class LiveTurn:
+    """One request for an answer."""
+
+    def __init__(self, registry: "Registry", surface: str, exchange: Exchange) -> None:
+        self.turn_id = uuid.uuid4().hex
+        self.exchange = exchange
+        self.failed: Failed | None = None
+        self.done: Done | None = None
+        self.sampling = Sampling()
+        self.audio_in = self.audio_out = 0.0  # seconds
+        self.milliseconds: dict[str, float] = {}  # since the question was complete
+        self.arrived = self.asked = registry.clock()
+        self.surface = surface
+        self._registry = registry
+        self._uploading = 0
+
+    async def read(self, max_bytes: int) -> bytes:
+        """The request's body, within all limits."""
+        config = self._registry.config
+        try:
+            body = await self.exchange.read(max_bytes, config.upload_deadline, self._count_upload)
+        finally:
+            self._registry.uploading -= self._uploading
+        self.asked = self._registry.clock()
+        return body
+
+    async def answer(
+        self, messages: Sequence[Message], sampling: Sampling, *, audio: bool = True
+    ) -> AsyncGenerator[TextDelta | AudioDelta | Done, None]:
+        """The turn's events; the last one is Done. Anything else that ends it is raised."""
+        registry = self._registry
+        registry.admit()  # much may have changed while the question was on its way
+        self.sampling = sampling
+        self.audio_in = sum(len(each.pcm16 or b"") for each in messages) / SAMPLE_BYTES / SAMPLE_RATE
+        own = turn.Turn(registry.cluster, registry.config, messages, sampling, audio=audio, turn_id=self.turn_id)
+        events = own.run()
+        try:
+            while self.done is None:
+                event = await self.exchange.unless_gone(anext(events, None), registry.guard_seconds)
+                if event is None:
+                    raise Internal("The turn ended without saying how.")
+                if isinstance(event, Failed):
+                    raise TurnFailed(event)
+                self._note(event)
+                yield event
+        finally:
+            await events.aclose()
+
+    def _note(self, event: TextDelta | AudioDelta | Done) -> None:
+        name = {TextDelta: "first_text", AudioDelta: "first_audio", Done: "total"}[type(event)]
+        self.milliseconds.setdefault(name, 1000 * (self._registry.clock() - self.asked))
+        if isinstance(event, AudioDelta):
+            self.audio_out += len(event.pcm16) / SAMPLE_BYTES / SAMPLE_RATE
+        elif isinstance(event, Done):
+            self.done = event
+
+    def _count_upload(self, num_bytes: int) -> None:
+        self._uploading += num_bytes
+        self._registry.uploading += num_bytes
+        if self._registry.uploading > self._registry.config.max_uploading_bytes:
+            raise Busy("Too many bytes are being uploaded at once.", retry_after=RETRY_SECONDS)
+
+    @property
+    def outcome(self) -> str:
+        if self.failed is None:
+            return "ok" if self.done is not None else "cancelled"
+        if self.failed.status == Cancelled.status:
+            return "cancelled"
+        refused = self.failed.status < 500 or self.failed.code in (Busy.code, Draining.code)
+        return "rejected" if refused else "failed"
+
+    def line(self) -> str:
+        """What the log keeps of a turn: ids, counts and milliseconds; nothing that was said."""
+        fields: dict[str, Any] = {"id": self.turn_id, "surface": self.surface, "outcome": self.outcome}
+        if self.failed is not None:
+            fields["code"] = self.failed.code
+        fields |= {"in_bytes": self.exchange.bytes_in, "in_ms": round(1000 * self.audio_in)}
+        if self.done is not None:
+            fields |= {"finish": self.done.finish, "tokens": self.done.num_tokens, "units": self.done.num_units}
+        fields |= {"out_ms": round(1000 * self.audio_out), "out_bytes": self.exchange.bytes_out}
+        fields |= {f"{name}_ms": round(value) for name, value in self.milliseconds.items()}
+        fields["wall_ms"] = round(1000 * (self._registry.clock() - self.arrived))
+        return " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+class Registry:
+    def __init__(
+        self,
+        config: ServeConfig,
+        cluster: Cluster,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config, self.cluster, self.metrics, self.clock = config, cluster, metrics, clock
+        self.live: dict[str, LiveTurn] = {}
+        self.draining = False
+        self._left = asyncio.Event()  # set whenever a turn leaves
+        self.uploading = 0  # bytes of bodies that are still arriving
+        # Turn has deadlines of its own; this one only ends a stream that a mistake of ours would let hang.
+        deadlines = (config.queue_deadline, config.progress_deadline, config.vocoder_deadline)
+        self.guard_seconds = 2 * max(deadlines) + 5.0
+
+    def arrive(self, surface: str, exchange: Exchange) -> LiveTurn:
+        live = LiveTurn(self, surface, exchange)
+        self.live[live.turn_id] = live
+        self.metrics.started.inc()
+        self.metrics.live.set(len(self.live))
+        return live
+
+    def admit(self) -> None:
+        """Room for one more? The asking turn is among the live ones."""
+        if self.draining:
+            raise Draining("This controller is shutting down; another one may answer.", retry_after=RETRY_SECONDS)
+        if len(self.live) > self.config.max_turns:
+            raise Busy(f"{self.config.max_turns} turns are being answered, the limit.", retry_after=RETRY_SECONDS)
+
+    def leave(self, live: LiveTurn) -> None:
+        del self.live[live.turn_id]
+        self._left.set()
+        metrics, outcome = self.metrics, live.outcome
+        metrics.live.set(len(self.live))
+        metrics.ended.labels(outcome).inc()
+        metrics.bytes_in.inc(live.exchange.bytes_in)
+        metrics.bytes_out.inc(live.exchange.bytes_out)
+        metrics.audio_in.inc(live.audio_in)
+        metrics.audio_out.inc(live.audio_out)
+        if live.failed is not None:
+            metrics.errors.labels(live.failed.code).inc()
+        if "first_audio" in live.milliseconds:
+            metrics.first_audio.observe(live.milliseconds["first_audio"] / 1000)
+        if live.done is not None and outcome == "ok":
+            metrics.turn_seconds.observe(self.clock() - live.arrived)
+            metrics.tokens.inc(live.done.num_tokens)
+            metrics.units.inc(live.done.num_units)
+        logger.info("turn %s", live.line())
+
+    async def drain(self, seconds: float) -> None:
+        """No new turns; the live ones may end until the deadline, and are told so when it passes."""
+        self.draining = True
+        deadline = self.clock() + seconds
+        while self.live and (left := deadline - self.clock()) > 0:
+            self._left.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._left.wait(), left)
+        for live in list(self.live.values()):
+            live.exchange.interrupt(Draining("This controller is shutting down.", retry_after=RETRY_SECONDS))
+
+
+def retry_after_header(failed: Failed) -> dict[str, str]:
+    return {} if failed.retry_after is None else {"retry-after": str(max(1, math.ceil(failed.retry_after)))}

@@ -1,0 +1,119 @@
+"""What both ways to ask have in common: one exchange, one live turn, and an error for every way it can go wrong.
+
+    class TurnsApi(Surface):
+        async def answer(self, exchange, live): ...       # read, check, answer, send; raise whatever goes wrong
+        def last_words(self, exchange, failed) -> bytes: ...   # an error after the response has started
+
+An error before the first event has its HTTP status; after it, it is the stream's last event.
+"""
+
+import asyncio
+import json
+from typing import ClassVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from omni.serve.errors import BadRequest, Cancelled, OmniError, TooLarge, UnknownModel
+from omni.serve.exchange import Exchange
+from omni.serve.protocol import Failed
+from omni.serve.registry import LiveTurn, Registry, failure, retry_after_header
+from omni.serve.uploads import Uploads
+
+NO_STORE = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+class Surface:
+    name: ClassVar[str]
+
+    def __init__(self, registry: Registry, uploads: Uploads) -> None:
+        self.registry, self.config, self.uploads = registry, registry.config, uploads
+
+    async def endpoint(self, request: Request) -> Response:
+        return _Answering(self)
+
+    async def answer(self, exchange: Exchange, live: LiveTurn) -> None:
+        raise NotImplementedError
+
+    def last_words(self, exchange: Exchange, failed: Failed) -> bytes:
+        raise NotImplementedError
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.config.model_name:
+            raise UnknownModel(f"There is no model {name[:100]!r} here. Select {self.config.model_name!r}.", param="model")
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, send_seconds=self.config.client_deadline)
+        live = self.registry.arrive(self.name, exchange)
+        try:
+            self.registry.admit()
+            await self.answer(exchange, live)
+        except asyncio.CancelledError:
+            live.failed = failure(Cancelled("The server stopped."))
+            raise
+        except Exception as exc:
+            live.failed = failed = failure(exc)
+            await self._say(exchange, live, failed, param=getattr(exc, "param", None), close=isinstance(exc, TooLarge))
+        finally:
+            exchange.close()
+            self.registry.leave(live)
+
+    async def _say(self, exchange: Exchange, live: LiveTurn, failed: Failed, param: str | None, close: bool) -> None:
+        if exchange.started:
+            await exchange.farewell(0, {}, self.last_words(exchange, failed))
+            return
+        body = error_body(failed, param)
+        headers = error_headers(failed) | {"x-request-id": live.turn_id, "content-length": str(len(body))}
+        if close:  # else the rest of a body that is too large would still be taken in
+            headers["connection"] = "close"
+        await exchange.farewell(failed.status, headers, body)
+
+
+class _Answering(Response):
+    """Hands the bare exchange to the surface, which reads, answers and watches for a leaving client."""
+
+    def __init__(self, surface: Surface) -> None:
+        super().__init__()
+        self._surface = surface
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._surface.serve(scope, receive, send)
+
+
+def error_body(failed: Failed, param: str | None = None) -> bytes:
+    """OpenAI's envelope, for every error of every route."""
+    kind = "invalid_request_error" if failed.status < 500 else "server_error"
+    error = {"message": failed.message, "type": kind, "param": param, "code": failed.code}
+    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def error_headers(failed: Failed) -> dict[str, str]:
+    headers = {"content-type": "application/json"} | retry_after_header(failed)
+    if failed.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def error_response(exc: OmniError) -> Response:
+    failed = failure(exc)
+    return Response(error_body(failed, exc.param), failed.status, error_headers(failed))
+
+
+def invalid(exc: ValidationError, model: type[BaseModel]) -> BadRequest:
+    """The first thing that is wrong, by the field's path as the client wrote it."""
+    error = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+    path: list[str] = []
+    after_index = False  # pydantic puts a union's tag behind an index; the client wrote no such thing
+    for part in error["loc"]:
+        if not after_index:
+            path.append(str(part))
+        after_index = isinstance(part, int)
+    param = ".".join(path) or None
+    if error["type"] == "json_invalid":
+        return BadRequest(f"The body is not JSON: {error['msg'].removeprefix('Invalid JSON: ')}.", code="invalid_json")
+    code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
+        error["type"], "invalid_value"
+    )
+    return BadRequest(f"{param or 'The request'}: {error['msg']}.", code=code, param=param)
