@@ -25,21 +25,21 @@ def toy_frames(units: list[int], durations: list[int]) -> list[int]:
     return [unit for unit, duration in zip(units, durations, strict=True) for _ in range(duration)]
 
 
-def toy_samples(frames: list[int]) -> list[int]:
-    """One sample a frame: a hash of the frames within CONTEXT of it, silence outside."""
-    around = [0] * CONTEXT + [frame + 1 for frame in frames] + [0] * CONTEXT
-    return [hash(tuple(around[i : i + 2 * CONTEXT + 1])) & 0x7FFF for i in range(len(frames))]
+def toy_samples(frames: list[int], context: int) -> list[int]:
+    """One sample a frame: a hash of the frames within `context` of it, silence outside."""
+    around = [0] * context + [frame + 1 for frame in frames] + [0] * context
+    return [hash(tuple(around[i : i + 2 * context + 1])) & 0x7FFF for i in range(len(frames))]
 
 
-def toy_offline(units: list[int]) -> bytes:
-    return to_bytes(toy_samples(toy_frames(units, [toy_duration(units, i) for i in range(len(units))])))
+def toy_offline(units: list[int], context: int = CONTEXT) -> bytes:
+    return to_bytes(toy_samples(toy_frames(units, [toy_duration(units, i) for i in range(len(units))]), context))
 
 
 def toy_render(chunk: Chunk) -> ChunkReply:
     units = list(chunk.units)
     known = len(chunk.durations)
     durations = list(chunk.durations) + [toy_duration(units, i) for i in range(known, len(units))]
-    samples = toy_samples(toy_frames(units, durations))
+    samples = toy_samples(toy_frames(units, durations), chunk.context_frames)
     return ChunkReply(
         chunk.number,
         to_bytes(samples[chunk.skip_frames : chunk.certain_frames(tuple(durations))]),
@@ -51,8 +51,8 @@ def to_bytes(samples: list[int]) -> bytes:
     return b"".join(sample.to_bytes(2, "little") for sample in samples)
 
 
-def planner(first_chunk: float = 3, chunk: float = 12, **options) -> ChunkPlanner:
-    return ChunkPlanner(CONTEXT, first_chunk=first_chunk, chunk=chunk, samples_per_frame=1, **options)
+def planner(first_chunk: float = 3, chunk: float = 12, context: int = CONTEXT, **options) -> ChunkPlanner:
+    return ChunkPlanner(context, first_chunk=first_chunk, chunk=chunk, samples_per_frame=1, **options)
 
 
 def drain(plan: ChunkPlanner) -> tuple[bytes, list[Chunk]]:
@@ -74,12 +74,13 @@ def drain(plan: ChunkPlanner) -> tuple[bytes, list[Chunk]]:
     growth=st.sampled_from([1, 1.5, 2, 10]),
     frames_per_unit=st.sampled_from([1, 1.5, 4]),
     busy_steps=st.integers(0, 3),
+    context=st.sampled_from([0, 1, CONTEXT, 21]),  # with 0 or 1, a unit may outlast all context
 )
 def test_the_joined_chunks_are_the_offline_answer(
-    units, arrivals, first_chunk, ratio, growth, frames_per_unit, busy_steps
+    units, arrivals, first_chunk, ratio, growth, frames_per_unit, busy_steps, context
 ):
     """Whatever arrives when, however large the chunks, and however many arrivals pass while a chunk is vocoded."""
-    plan = planner(first_chunk, first_chunk * ratio, growth=growth, frames_per_unit=frames_per_unit)
+    plan = planner(first_chunk, first_chunk * ratio, context, growth=growth, frames_per_unit=frames_per_unit)
     pcm, sent, step, due = b"", 0, 0, 0
     while not plan.done:
         if sent < len(units):
@@ -96,7 +97,7 @@ def test_the_joined_chunks_are_the_offline_answer(
             reply = toy_render(chunk)
             assert plan.accept(reply)
             pcm += reply.pcm
-    assert pcm == toy_offline(units)
+    assert pcm == toy_offline(units, context)
     assert plan.next() is None
     assert plan.frames_sent * 2 == len(pcm)
 
