@@ -34,7 +34,7 @@ def choose(logits: Tensor, sampling: Sampling, step: int) -> int:
 
 def survivors(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """logits (V,) → the ids that may be chosen, best first, and their probabilities (float32, sum 1)."""
-    scaled, ids = (logits.float() / sampling.temperature).sort(descending=True)
+    scaled, ids = (logits.float() / sampling.temperature).sort(descending=True, stable=True)
     if sampling.top_k > 0:
         keep = scaled >= scaled[min(sampling.top_k, len(scaled)) - 1]
         scaled, ids = scaled[keep], ids[keep]

@@ -1,0 +1,134 @@
+"""What the next step does: who gets a slot, whose prompt is read on, which rows give a token. No torch, no clock.
+
+    scheduler.add(sequence)
+    plan = scheduler.schedule(now)      # Plan(prefill=[Piece(sequence, start, stop)], decode=[sequence])
+    scheduler.emitted(sequence, num_units, now) ; scheduler.remove(sequence)
+
+It works by the listener's clock. A listener's buffer is the speech given out minus what was played since its first
+audio; somebody who has not heard anything yet comes first. A newcomer's prompt is read in pieces beside the running
+rows: small pieces while somebody runs dry, larger ones otherwise, never none. While anybody waits for first audio or
+runs dry, those who are far ahead sit out; their buffers drain in real time, so that they never sit out for long.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from omni.engine.sequence import Sequence, State
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    num_slots: int
+    max_rows: int  # that give a token in one step
+    prefill_alone: int = 512  # prompt positions in a step that nobody else shares
+    prefill_beside: int = 128  # beside running rows
+    prefill_dry: int = 32  # beside a row that runs dry
+    far_ahead: float = 3.0  # seconds of buffer from which a sequence may sit out
+    run_dry: float = 0.5  # seconds of buffer below which it goes first
+    seconds_per_unit: float = 0.03  # 1.5 frames of 20 ms on average, see docs/decisions
+    first_chunk: int = 8  # units after which a listener can hear something
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Positions start … stop - 1 of what a sequence has to prefill."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def last(self) -> bool:
+        return self.stop == self.sequence.num_to_prefill
+
+
+@dataclass(frozen=True)
+class Plan:
+    prefill: list[Piece] = field(default_factory=list)
+    decode: list[Sequence] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        return not self.prefill and not self.decode
+
+
+class Scheduler:
+    def __init__(self, config: SchedulerConfig) -> None:
+        assert 1 <= config.max_rows <= config.num_slots, "max_rows is 1 … num_slots"
+        assert min(config.prefill_alone, config.prefill_beside, config.prefill_dry) >= 1, "a piece is never empty"
+        self.config = config
+        self.waiting: deque[Sequence] = deque()
+        self.admitted: list[Sequence] = []  # in order of arrival
+        self.free = list(range(config.num_slots))
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.admitted
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Finished, failed or aborted: its slot is free at once."""
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+        else:
+            self.admitted.remove(sequence)
+            self.free.append(sequence.slot)
+            self.free.sort()  # the lowest slot first keeps the rows in use together
+            sequence.slot = None
+        sequence.state = State.FINISHED
+
+    def schedule(self, now: float) -> Plan:
+        self._admit()
+        decode = self._choose_rows(now)
+        return Plan(self._cut_prefill(decode, now), decode)
+
+    def emitted(self, sequence: Sequence, num_units: int, now: float) -> None:
+        """`num_units` more units were given out. The clock of a listener starts when there is something to hear."""
+        sequence.num_units += num_units
+        if sequence.playing_since is None and sequence.num_units >= self.config.first_chunk:
+            sequence.playing_since = now
+
+    def buffer(self, sequence: Sequence, now: float) -> float | None:
+        """Seconds the listener has still to hear; None before there was anything."""
+        if sequence.playing_since is None:
+            return None
+        told_at, played = sequence.played or (sequence.playing_since, 0.0)
+        return sequence.num_units * self.config.seconds_per_unit - (played + now - told_at)
+
+    def _admit(self) -> None:
+        while self.waiting and self.free:
+            sequence = self.waiting.popleft()
+            sequence.slot = self.free.pop(0)
+            sequence.state = State.PREFILL
+            self.admitted.append(sequence)
+
+    def _choose_rows(self, now: float) -> list[Sequence]:
+        """Running rows by urgency: no audio yet, then the smallest buffer; who is far ahead yields to who is not."""
+        running = [each for each in self.admitted if each.state is State.RUNNING]
+        buffers = {id(each): self.buffer(each, now) for each in running}
+
+        def urgency(each: Sequence) -> float:
+            buffered = buffers[id(each)]
+            return float("-inf") if buffered is None else buffered
+
+        newcomers = any(each.state is State.PREFILL for each in self.admitted)
+        hurry = newcomers or any(urgency(each) < self.config.run_dry for each in running)
+        if hurry:
+            running = [each for each in running if urgency(each) <= self.config.far_ahead]
+        return sorted(running, key=urgency)[: self.config.max_rows]  # a stable sort: first come, first served
+
+    def _cut_prefill(self, decode: list[Sequence], now: float) -> list[Piece]:
+        budget = self.config.prefill_beside if decode else self.config.prefill_alone
+        buffers = [buffered for each in decode if (buffered := self.buffer(each, now)) is not None]
+        if buffers and min(buffers) < self.config.run_dry:
+            budget = self.config.prefill_dry
+        pieces = []
+        for sequence in self.admitted:
+            if sequence.state is not State.PREFILL or budget <= 0:
+                continue
+            stop = min(sequence.num_prefilled + budget, sequence.num_to_prefill)
+            pieces.append(Piece(sequence, sequence.num_prefilled, stop))
+            budget -= stop - sequence.num_prefilled
+        return pieces

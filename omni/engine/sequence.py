@@ -1,0 +1,108 @@
+"""One answer in the making, as the engine sees it, and what may go wrong with one. No torch.
+
+EngineError             its neighbours never notice; `code` and `message` say what was wrong
+├── BadPrompt           the conversation fits no template, or its speech is not what the encoder takes
+├── PromptTooLong       prompt longer than a slot
+├── AnswerTooLong       prompt plus wanted tokens longer than a slot
+├── NotFinite           the model gave NaN or infinity for this sequence
+└── RowFailed           anything else that was raised while this sequence alone was computed
+OutOfMemory             at start: names the setting to change
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omni.model.prompt import Utterance
+from omni.model.sampling import GREEDY, Sampling
+
+
+class EngineError(Exception):
+    code = "engine_error"
+
+
+class BadPrompt(EngineError):
+    code = "bad_prompt"
+
+
+class PromptTooLong(EngineError):
+    code = "prompt_too_long"
+
+
+class AnswerTooLong(EngineError):
+    code = "answer_too_long"
+
+
+class NotFinite(EngineError):
+    code = "not_finite"
+
+
+class RowFailed(EngineError):
+    code = "row_failed"
+
+
+class OutOfMemory(RuntimeError):
+    code = "out_of_memory"
+
+
+class State(Enum):
+    WAITING = "waiting"  # for a slot
+    PREFILL = "prefill"  # has a slot, its prompt is being read
+    RUNNING = "running"  # gives a token a step
+    ENDING = "ending"  # its last token is under way on the device
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """`forced` tokens are fed instead of chosen, and not given out; nor are the first `received_units` units."""
+
+    turn_id: str
+    conversation: tuple[Utterance, ...]
+    sampling: Sampling = GREEDY
+    forced: tuple[int, ...] = ()
+    received_units: int = 0
+    arrived: float = 0.0
+
+    state: State = State.WAITING
+    slot: int | None = None
+    prompt_ids: list[int] = field(default_factory=list)
+    prompt_length: int = 0  # embeddings, the speech's among them
+    embeds: Any = None  # (P + forced, D) on the device, until they are prefilled
+    num_prefilled: int = 0
+    num_launched: int = 0  # tokens the device has been asked for
+    tokens: list[int] = field(default_factory=list)
+    num_units: int = 0
+    collapse: Any = None
+    detokenize: Any = None
+    finish: str | None = None
+    error: EngineError | None = None
+    timings: dict[str, float] = field(default_factory=dict)  # seconds since arrival, by what had happened
+
+    playing_since: float | None = None  # when its first audio can have started
+    played: tuple[float, float] | None = None  # (when told, seconds played by then): better than our guess
+
+    @property
+    def num_to_prefill(self) -> int:
+        """Prompt, and the forced tokens but the last: that one is fed by the first step."""
+        return self.prompt_length + max(len(self.forced) - 1, 0)
+
+    @property
+    def limit(self) -> int:
+        return self.sampling.max_new_tokens
+
+    def forced_token(self, step: int) -> int | None:
+        return self.forced[step] if step < len(self.forced) else None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step gave one turn. The last one has `finish` ("stop" or "length") or `error`."""
+
+    turn_id: str
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    units: tuple[int, ...] = ()
+    finish: str | None = None
+    error: EngineError | None = None
+    timings: dict[str, float] = field(default_factory=dict)  # in a turn's first and last output

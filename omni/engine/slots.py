@@ -1,0 +1,68 @@
+"""Keys and values of every running sequence, in rows made once. A row is a slot; each has a length of its own.
+
+    slots = Slots(config, num_slots=8, max_length=1024, device="cpu", dtype=torch.float32)
+    hidden = llm(embeds, positions, cache=slots.rows([0, 3], starts=[17, 5], num_new=1))
+
+`rows` is a cache as omni.model.transformer describes it: positions start … start + num_new - 1 of each row are written,
+everything before them is attended to. Lengths are the caller's; a row freed is simply written over.
+"""
+
+import torch
+from torch import Tensor
+
+from omni.model.config import BlockConfig
+
+
+class Slots:
+    def __init__(
+        self, config: BlockConfig, num_slots: int, max_length: int, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        self.max_length = max_length
+        shape = (config.num_layers, num_slots, config.num_kv_heads, max_length, config.head_dim)
+        # Zeros, not what memory held: a masked NaN is still NaN after attention. On a CPU they cost no memory yet.
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+
+    def rows(self, slots: list[int], starts: list[int], num_new: int) -> "Rows":
+        return Rows(self, slots, starts, num_new)
+
+    def clear(self, slot: int) -> None:
+        """After a row went wrong: nothing of it may reach the next one through a mask."""
+        self.k[:, slot].zero_()
+        self.v[:, slot].zero_()
+
+
+class Rows:
+    """Some slots for one forward call; all layers share the indices and the mask."""
+
+    def __init__(self, slots: Slots, rows: list[int], starts: list[int], num_new: int) -> None:
+        assert max(starts) + num_new <= slots.max_length, "a sequence longer than its slot"
+        self.slots = slots
+        self.length = max(starts) + num_new
+        device = slots.k.device
+        self.single = rows[0] if len(rows) == 1 else None
+        self.view = slice(rows[0], rows[0] + len(rows)) if rows == list(range(rows[0], rows[0] + len(rows))) else None
+        self.index = torch.tensor(rows, device=device)
+        first = torch.tensor(starts, device=device)
+        self.positions = first[:, None] + torch.arange(num_new, device=device)  # (B, T)
+        self.start, self.num_new = starts[0], num_new
+        self.mask = self._mask(starts)
+
+    def _mask(self, starts: list[int]) -> Tensor | None:
+        same = len(set(starts)) == 1
+        if same and (self.num_new == 1 or starts[0] == 0):
+            return None
+        keys = torch.arange(self.length, device=self.positions.device)
+        return (keys <= self.positions[..., None])[:, None]  # (B, 1, T, L)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        all_k, all_v = self.slots.k[layer], self.slots.v[layer]
+        if self.single is not None:
+            span = slice(self.start, self.start + self.num_new)
+            all_k[self.single, :, span] = k[0]
+            all_v[self.single, :, span] = v[0]
+        else:
+            all_k[self.index[:, None], :, self.positions] = k.transpose(1, 2)
+            all_v[self.index[:, None], :, self.positions] = v.transpose(1, 2)
+        rows = self.view if self.view is not None else self.index
+        return all_k[rows, :, : self.length], all_v[rows, :, : self.length], self.mask

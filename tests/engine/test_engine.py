@@ -1,0 +1,70 @@
+"""The engine is fast, the reference path is obvious; they agree, whatever else is in the batch."""
+
+import pytest
+
+from omni.engine.engine import Engine, EngineConfig
+from omni.model.prompt import Utterance
+from omni.model.sampling import Sampling
+from tests.engine.conftest import reference, run
+
+SHORT = Sampling(max_new_tokens=12)
+
+
+@pytest.mark.parametrize("one_behind", [False, True], ids=["reads at once", "reads one step behind"])
+def test_equals_the_reference_on_the_goldens(golden, questions, one_behind: bool):
+    """Tokens, text and units of the published shapes, batched in fewer slots than there are questions."""
+    sampling = Sampling(max_new_tokens=8)
+    engine = Engine(golden, EngineConfig(num_slots=2, one_behind=one_behind))
+    for i, question in enumerate(questions[:3]):
+        engine.add(f"{i}", question, sampling)
+    answers = run(engine)
+    assert answers == {f"{i}": reference(golden, question, sampling) for i, question in enumerate(questions[:3])}
+    assert engine.scheduler.free == [0, 1]
+
+
+def test_batched_equals_alone(omni, questions):
+    """Greedy and sampled rows of several lengths in one batch: each is what it is alone."""
+    engine = Engine(omni, EngineConfig(num_slots=4))
+    wanted = {}
+    for i, question in enumerate(questions):
+        sampling = Sampling(max_new_tokens=6 + 5 * i, temperature=0.8 * (i % 2), seed=i)
+        engine.add(f"{i}", question, sampling)
+        wanted[f"{i}"] = reference(omni, question, sampling)
+    assert run(engine) == wanted
+
+
+def test_recovered_equals_undisturbed(omni, questions):
+    """A turn goes on elsewhere with the tokens already heard forced: nothing is doubled, nothing missing."""
+    sampling = Sampling(max_new_tokens=40, temperature=0.7, seed=5)
+    whole = reference(omni, questions[0], sampling)
+    for num_heard in (1, 2, 17, 39):
+        heard = tuple(whole.tokens[:num_heard])
+        received = len(reference(omni, questions[0], Sampling(max_new_tokens=num_heard), heard).units)
+        for num_units in {max(received - 7, 0), received}:
+            engine = Engine(omni, EngineConfig(num_slots=2))
+            engine.add("other", questions[1], SHORT)
+            engine.add("again", questions[0], sampling, heard, num_units)
+            again = run(engine)["again"]
+            assert again.tokens == whole.tokens[num_heard:]
+            assert again.units == whole.units[num_units:]
+            assert whole.text.endswith(again.text)
+
+
+def test_a_stop_token_ends_the_answer(omni, questions):
+    """The stop token is given out, with its units, and is the last one."""
+    stop = omni.config.eos_token_ids[0]
+    engine = Engine(omni)
+    engine.add("forced", questions[1], SHORT, forced=(65, 66, stop, 67))
+    answer = run(engine)["forced"]
+    assert answer.finish == "stop"
+    assert answer.units == reference(omni, questions[1], SHORT, (65, 66, stop)).units
+
+
+def test_an_unknown_role_is_that_turns_error_alone(omni, questions):
+    """What is wrong with a conversation comes as its only output."""
+    engine = Engine(omni)
+    engine.add("good", questions[0], SHORT)
+    engine.add("bad", [Utterance("robot", text="beep")], SHORT)
+    answers = run(engine)
+    assert answers["bad"].error.code == "bad_prompt"
+    assert answers["good"] == reference(omni, questions[0], SHORT)
