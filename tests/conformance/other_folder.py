@@ -1,6 +1,6 @@
 """Folders of fixtures of other kinds than tests/golden: recorded from this build, so that a check can be seen to work.
 
-Whether this build is right is what tests/golden tells; these tell that every kind of file is read, compared and counted.
+Whether this build is right is what tests/golden tells; these tell that every file is read, compared and counted.
 """
 
 import json
