@@ -2,13 +2,13 @@
 
 import argparse
 import importlib
-import inspect
+import io
 import re
 import shlex
 import subprocess
+from contextlib import redirect_stderr
 from pathlib import Path
-
-from omni.cli import COMMANDS
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = {  # programs that are not ours: named here so that a misspelt one is noticed
@@ -29,9 +29,10 @@ def check(words: list[str]) -> None:
         words = words[1:]
     program, rest = Path(words[0]).name, words[1:]
     if program == "omni":
-        _check_omni(rest)
+        _check_main("omni.cli", rest)
     elif program.startswith("python") and rest[:1] == ["-m"]:
-        _check_module(rest[1], rest[2:])
+        if rest[1].startswith("omni."):
+            _check_main(rest[1], rest[2:])
     elif program == "make":
         done = subprocess.run(["make", "-n", *rest], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
@@ -43,29 +44,25 @@ def check(words: list[str]) -> None:
         raise Refused(f"{program} is neither ours nor a known program: {shlex.join(words)}")
 
 
-def _check_omni(words: list[str]) -> None:
-    if not words or words[0] not in COMMANDS:
-        if words in (["--help"], ["--version"]):
-            return
-        raise Refused(f"omni has no command {words[:1]}.")
-    parser = _Strict(prog=f"omni {words[0]}")
-    importlib.import_module(COMMANDS[words[0]][0]).add_arguments(parser)
-    parser.parse_args(words[1:])
+def _check_main(module: str, words: list[str]) -> None:
+    """Run the program's own main until its arguments are read, and no further."""
+    main = importlib.import_module(module).main
+    parse_args = argparse.ArgumentParser.parse_args
 
+    def parse_and_stop(self, *args, **kwargs):
+        raise _Accepted(parse_args(self, *args, **kwargs))
 
-def _check_module(module: str, words: list[str]) -> None:
-    if not module.startswith("omni."):
+    said = io.StringIO()
+    try:
+        with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop), redirect_stderr(said):
+            main(words)
+    except _Accepted:
         return
-    imported = importlib.import_module(module)
-    if '__name__ == "__main__"' not in inspect.getsource(imported):
-        raise Refused(f"python -m {module} would do nothing.")
-    if not hasattr(imported, "add_arguments"):
-        raise Refused(f"{module} has no add_arguments(parser) to check {shlex.join(words)} with.")
-    parser = _Strict(prog=f"python -m {module}")
-    imported.add_arguments(parser)
-    parser.parse_args(words)
+    except SystemExit as exc:
+        if exc.code in (0, None):  # --help, --version
+            return
+    raise Refused(f"{module} {shlex.join(words)}: {said.getvalue()}")
 
 
-class _Strict(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise Refused(f"{self.prog}: {message}")
+class _Accepted(Exception):
+    pass

@@ -79,7 +79,6 @@ def test_every_command_is_accepted(page: Path, words: list[str]):
         "make dinner",
         "make up ARGS=--colour",
         "python -m omni.serve.gradio_web --colour",
-        "python -m omni.audio.wav",
     ],
 )
 def test_a_wrong_command_is_noticed(line: str):
