@@ -341,12 +341,12 @@ class Resampler:
     """16 kHz PCM in portions → another rate; joined, the same as in one piece."""
 
     def __init__(self, rate: int) -> None:
-        self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(SAMPLE_RATE, rate, 1, dtype="int16")
+        self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(SAMPLE_RATE, rate, 1, dtype="float32")
 
     def __call__(self, pcm16: bytes, last: bool = False) -> bytes:
         if self._stream is None:
             return pcm16
-        return self._stream.resample_chunk(np.frombuffer(pcm16, dtype="<i2"), last=last).astype("<i2").tobytes()
+        return wav.to_pcm16(self._stream.resample_chunk(wav.from_pcm16(pcm16), last=last))
 
 
 def parse(body: bytes) -> ChatRequest:
