@@ -1,4 +1,4 @@
-"""The workers as the controller sees them: one object to generate, vocode, cancel and describe.
+"""The workers as the controller sees them: one object to generate, vocode and describe.
 
 `Cluster` is what a `Turn` needs; `RayCluster` has it over two Ray Serve deployments. Tests put fakes in its place.
 Knows nothing of turns' rules (turn.py) and nothing of HTTP.
@@ -18,10 +18,6 @@ class Cluster(Protocol):
 
     def generate(self, request: TurnRequest) -> AsyncIterator[Tokens]:
         """Answer the turn at the least loaded model worker. Closing the iterator frees the worker's slot."""
-        ...
-
-    async def cancel(self, turn_id: str) -> None:
-        """End whatever runs for this turn at any worker, within a step. Unknown turns are fine."""
         ...
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:

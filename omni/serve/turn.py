@@ -133,7 +133,8 @@ class Turn:
         """The answer's events as they come. The last one is Done or Failed."""
         assert self._work is None, "a turn runs once"
         self._start = _now()
-        self._work = asyncio.create_task(self._answer(), name=f"turn {self.id}")
+        if not self._cancelled:
+            self._work = asyncio.create_task(self._answer(), name=f"turn {self.id}")
         try:
             while True:
                 event = await self._outbox.get()
@@ -198,7 +199,6 @@ class Turn:
                 await self._deliver(message)
         finally:
             await _close(stream)
-            await self._cluster.cancel(self.id)
 
     async def _next(self, stream: AsyncIterator[Tokens], watch: "Watch") -> Tokens:
         """The stream's next message, or WorkerLost after silence."""

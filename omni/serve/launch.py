@@ -1,0 +1,365 @@
+"""`omni up`: controller, workers and page on this machine, each in its own process, until Ctrl-C.
+
+    omni up ─┬─ ray start --head --block ── Serve's controller, ModelWorker ×n, VocoderWorker ×m
+             ├─ omni.serve.driver      the controller: HTTP
+             └─ omni.serve.gradio_web  the page
+
+This process starts them, gives places of joined machines their workers, restarts a controller or page that ends by
+itself, and at the end leaves no process, socket or file behind.
+"""
+
+import argparse
+import dataclasses
+import glob
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omni import checkpoints
+from omni.serve import ray_node
+from omni.serve.config import VOCODER_BACKENDS, ConfigError, ServeConfig
+
+START_SECONDS = 120.0  # for Ray, and again for controller and page; loading weights may take as long as it takes
+WATCH_SECONDS = 1.0
+RESTARTS_PER_MINUTE = 5
+
+
+class LaunchFailed(RuntimeError):
+    """The cluster cannot start, or cannot go on; the message says why."""
+
+
+class Stopped(BaseException):
+    """A signal asked for the end."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = {field.name: field.default for field in dataclasses.fields(ServeConfig)}
+
+    def option(group: Any, name: str, kind: Callable, text: str, **more: Any) -> None:
+        field = name.replace("-", "_")
+        group.add_argument(
+            f"--{name}", type=kind, default=default[field], help=f"{text} (default: %(default)s)", **more
+        )
+
+    what = parser.add_argument_group("what to serve")
+    what.add_argument("--model", default="mini", help="mini, tiny or a checkpoint directory (default: %(default)s)")
+    what.add_argument("--vocoder", metavar="DIR", help="vocoder directory (default: the checkpoint's own)")
+    option(what, "vocoder-backend", str, "whose CodeHiFiGAN", choices=VOCODER_BACKENDS)
+    option(what, "model-dtype", str, "arithmetic of the model", metavar="DTYPE")
+
+    where = parser.add_argument_group("where")
+    option(where, "host", str, "address the controller and the page listen on")
+    option(where, "port", int, "port of the controller")
+    option(where, "web-port", int, "port of the page")
+    where.add_argument("--no-web", action="store_true", help="serve no page")
+    where.add_argument(
+        "--ray-port", type=int, metavar="PORT", help="port that other machines join at (default: a free one)"
+    )
+    where.add_argument(
+        "--token-file", metavar="FILE", help="the secret joining machines must have (default: a new one)"
+    )
+    where.add_argument("--dashboard", action="store_true", help="run Ray's dashboard too")
+
+    workers = parser.add_argument_group("workers")
+    option(workers, "model-workers", int, "model workers on this machine", metavar="N")
+    option(workers, "vocoder-workers", int, "vocoder workers on this machine", metavar="M")
+    option(workers, "slots", int, "answers a model worker generates at once", metavar="N")
+    option(workers, "waiting", int, "turns that may wait at a model worker before it says busy", metavar="N")
+    option(workers, "model-threads", int, "CPU threads of a model worker", metavar="N")
+    option(workers, "vocoder-threads", int, "CPU threads of a vocoder worker", metavar="N")
+    option(workers, "model-gpus", float, "GPUs, or share of one, of a model worker; 0 is the CPU", metavar="SHARE")
+    option(workers, "vocoder-gpus", float, "GPUs, or share of one, of a vocoder worker", metavar="SHARE")
+    option(workers, "vocoder-batch", int, "chunks vocoded together", metavar="N")
+
+    limits = parser.add_argument_group("limits")
+    option(limits, "max-audio-seconds", float, "longest question", metavar="S")
+    option(limits, "max-upload-bytes", int, "largest request", metavar="BYTES")
+    option(limits, "max-new-tokens", int, "longest answer, in tokens", metavar="N")
+    option(limits, "max-turns", int, "turns at once", metavar="N")
+    option(limits, "queue-deadline", float, "longest wait for a slot", metavar="S")
+    option(limits, "silence-deadline", float, "silence after which a worker is taken for dead", metavar="S")
+    option(limits, "progress-deadline", float, "longest wait for a token", metavar="S")
+    option(limits, "drain-deadline", float, "how long running turns may go on after Ctrl-C", metavar="S")
+    option(limits, "first-chunk", int, "units in an answer's first piece of audio", metavar="N")
+    option(limits, "chunk", int, "units in the largest piece", metavar="N")
+    option(limits, "chunk-growth", float, "how much larger each piece is than the one before", metavar="FACTOR")
+
+
+def main(args: argparse.Namespace) -> int:
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        config = make_config(args)
+        check_ports(config)
+        check_gpus(config)
+    except (ConfigError, checkpoints.UnknownCheckpoint, LaunchFailed) as exc:
+        print(f"omni up: {exc}", file=sys.stderr)
+        return 2
+    return Launch(config, args.ray_port, args.token_file).run()
+
+
+def make_config(args: argparse.Namespace) -> ServeConfig:
+    """Options → configuration. Makes or fetches the checkpoint, with a progress bar, where it is missing."""
+    found = checkpoints.resolve(args.model, args.vocoder)
+    fields = {field.name for field in dataclasses.fields(ServeConfig)}
+    given = {name: value for name, value in vars(args).items() if name in fields}
+    given |= {"model_name": found.name, "model": str(found.model), "vocoder": str(found.vocoder)}
+    if args.no_web:
+        given["web_port"] = None
+    return ServeConfig(**given)
+
+
+def check_ports(config: ServeConfig) -> None:
+    for option, port in (("--port", config.port), ("--web-port", config.web_port)):
+        if port is None:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.host, port))
+            except OSError as exc:
+                raise LaunchFailed(
+                    f"{config.host}:{port} cannot be had ({exc.strerror}). Choose another {option}."
+                ) from exc
+
+
+def check_gpus(config: ServeConfig) -> None:
+    wanted = config.model_workers * config.model_gpus + config.vocoder_workers * config.vocoder_gpus
+    if wanted > num_gpus():
+        raise LaunchFailed(f"The workers ask for {wanted:g} GPUs; this machine has {num_gpus()}.")
+
+
+def num_gpus() -> int:
+    return len(glob.glob("/dev/nvidia[0-9]*"))
+
+
+class Launch:
+    """The processes of one cluster, from start to end. `run()` is the whole of it."""
+
+    def __init__(self, config: ServeConfig, ray_port: int | None, token_file: str | None) -> None:
+        self._given = config
+        self._ray_port = ray_port or ray_node.free_port()
+        self._token_file = token_file
+        self._signals = 0
+        self._stopping = False
+        self._start = time.monotonic()
+        self._restarts: list[float] = []
+
+    def run(self) -> int:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._on_signal)
+        try:
+            with ExitStack() as stack:
+                stack.callback(self._enter_stopping)
+                self._serve(stack)
+        except Stopped:
+            return 0
+        except (LaunchFailed, ray_node.NodeFailed) as exc:
+            print(f"omni up: {exc}", file=sys.stderr)
+            return 1
+        return 0
+
+    # --- start --------------------------------------------------------------------------------------------------------
+
+    def _serve(self, stack: ExitStack) -> None:
+        """Start one after another; what was started ends in reverse, whatever happens."""
+        state_dir = Path(tempfile.mkdtemp(prefix="omni-"))
+        stack.callback(self._clean, state_dir)
+        config = self._config = self._prepare(state_dir)
+        head = self._start_ray(state_dir)
+        stack.callback(self._end_ray, head)
+        deployments = self._attach(stack, head)
+        self._say(
+            f"loading {config.model_name}: {_several(config.model_workers, 'model worker')}, "
+            f"{_several(config.vocoder_workers, 'vocoder worker')} …"
+        )
+        try:
+            deployments.start(config)
+        except deployments.WorkersFailed as exc:
+            raise LaunchFailed(f"The workers do not start.\n{exc}") from exc
+        children = {"controller": self._start_controller(state_dir)}
+        stack.callback(self._end_children, children)
+        self._wait_for(f"{self._url()}/ready", children["controller"], state_dir / "controller.log")
+        if config.web_port is not None:
+            children["page"] = self._start_page(state_dir)
+            self._wait_for(self._page_url(), children["page"], state_dir / "page.log")
+        self._announce()
+        self._watch(head, children, deployments, state_dir)
+
+    def _prepare(self, state_dir: Path) -> ServeConfig:
+        token = Path(self._token_file).read_text().strip() if self._token_file else None
+        config = dataclasses.replace(
+            self._given,
+            state_dir=str(state_dir),
+            ray_token_file=str(ray_node.write_token(state_dir / "token", token)),
+            ray_address=f"{ray_node.own_address()}:{self._ray_port}",
+        )
+        config.write(state_dir / "config.json")
+        os.environ.update(ray_node.environment(state_dir, config.ray_token_file))
+        return config
+
+    def _start_ray(self, state_dir: Path) -> ray_node.Child:
+        self._say("starting Ray …")
+        config = self._config
+        resources = {"model": config.model_workers, "vocoder": config.vocoder_workers}
+        return ray_node.start_head(
+            state_dir,
+            Path(config.ray_token_file),
+            self._ray_port,
+            resources,
+            gpus=num_gpus(),
+            dashboard=config.dashboard,
+        )
+
+    def _attach(self, stack: ExitStack, head: ray_node.Child) -> Any:
+        """Become a driver; Ray is imported only now that its environment is set."""
+        import ray
+
+        from omni.serve import deployments, ray_cluster
+
+        stack.callback(ray.shutdown)
+        end, log = time.monotonic() + START_SECONDS, Path(self._config.state_dir) / "ray.log"
+        while True:
+            if head.poll() is not None:
+                raise ray_node.NodeFailed(f"Ray did not start:\n{ray_node.last_words(log)}")
+            if _answers(self._config.ray_address):
+                ray_cluster.attach(self._config)
+                return deployments
+            if time.monotonic() > end:
+                raise ray_node.NodeFailed(f"Ray does not answer:\n{ray_node.last_words(log)}")
+            time.sleep(0.05)
+
+    def _start_controller(self, state_dir: Path) -> ray_node.Child:
+        self._say("starting the controller …")
+        command = [sys.executable, "-m", "omni.serve.driver", str(state_dir / "config.json")]
+        return self._child(command, state_dir / "controller.log")
+
+    def _start_page(self, state_dir: Path) -> ray_node.Child:
+        self._say("starting the page …")
+        command = [sys.executable, "-m", "omni.serve.gradio_web", "--controller", self._url()]
+        command += ["--host", self._config.host, "--port", str(self._config.web_port)]
+        return self._child(command, state_dir / "page.log")
+
+    def _child(self, command: list[str], log: Path) -> ray_node.Child:
+        return ray_node.run_child(command, log, ray_node.environment(log.parent, self._config.ray_token_file))
+
+    def _wait_for(self, url: str, child: ray_node.Child, log: Path) -> None:
+        end = time.monotonic() + START_SECONDS
+        while not _is_ok(url):
+            if child.poll() is not None or time.monotonic() > end:
+                raise LaunchFailed(f"{url} does not answer:\n{ray_node.last_words(log)}")
+            time.sleep(0.05)
+
+    # --- serve --------------------------------------------------------------------------------------------------------
+
+    def _watch(self, head: ray_node.Child, children: dict[str, ray_node.Child], deployments: Any, state: Path) -> None:
+        places = {"model": self._config.model_workers, "vocoder": self._config.vocoder_workers}
+        starters = {"controller": self._start_controller, "page": self._start_page}
+        while True:
+            time.sleep(WATCH_SECONDS)
+            if head.poll() is not None:
+                raise LaunchFailed(f"Ray ended by itself:\n{ray_node.last_words(state / 'ray.log')}")
+            for name, child in children.items():
+                if child.poll() is not None:
+                    self._count_restart(name, state / f"{name}.log")
+                    children[name] = starters[name](state)
+            if (now := deployments.places()) != places and min(now.values()) > 0:
+                self._say(f"workers wanted now: {now['model']} model, {now['vocoder']} vocoder")
+                deployments.scale(self._config, now)
+                places = now
+
+    def _count_restart(self, name: str, log: Path) -> None:
+        now = time.monotonic()
+        self._restarts = [each for each in self._restarts if now - each < 60] + [now]
+        print(f"omni up: the {name} ended by itself; starting it again", file=sys.stderr)
+        if len(self._restarts) > RESTARTS_PER_MINUTE:
+            raise LaunchFailed(f"The {name} ends again and again:\n{ray_node.last_words(log)}")
+
+    # --- end ----------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if not self._stopping:
+            self._stopping = True
+            raise Stopped
+
+    def _enter_stopping(self) -> None:
+        self._stopping = True
+
+    def _end_children(self, children: dict[str, ray_node.Child]) -> None:
+        """The page first, so that no new question comes; then the controller, which lets running turns end."""
+        self._say("draining; Ctrl-C again to hurry …")
+        self._stopping = True
+        if "page" in children:
+            ray_node.end(children["page"], 5.0)
+        controller, end = children["controller"], time.monotonic() + self._config.drain_deadline + 10
+        controller.terminate()
+        while controller.poll() is None:
+            if self._signals > 1 or time.monotonic() > end:
+                controller.kill()
+            time.sleep(0.02)
+
+    def _end_ray(self, head: ray_node.Child) -> None:
+        ray_node.end(head, ray_node.END_SECONDS if self._signals < 2 else 0.0)
+
+    def _clean(self, state_dir: Path) -> None:
+        end = time.monotonic() + (5.0 if self._signals < 2 else 0.0)
+        while ray_node.leftovers(state_dir) and time.monotonic() < end:
+            time.sleep(0.05)
+        ray_node.sweep(state_dir)
+        shutil.rmtree(state_dir, ignore_errors=True)
+        self._say("gone.")
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    def _url(self) -> str:
+        return f"http://{self._reachable_host()}:{self._config.port}"
+
+    def _page_url(self) -> str:
+        return f"http://{self._reachable_host()}:{self._config.web_port}"
+
+    def _reachable_host(self) -> str:
+        return "127.0.0.1" if self._config.host in ("0.0.0.0", "::", "") else self._config.host
+
+    def _announce(self) -> None:
+        config = self._config
+        self._say("ready.")
+        if config.web_port is not None:
+            print(f"  page        {self._page_url()}")
+        print(f"  controller  {self._url()}   (POST /v1/turns, /v1/chat/completions; GET /v1/cluster, /metrics)")
+        print(f"  another machine:  omni join {config.ray_address} --roles vocoder --token-file COPY_OF_THIS_FILE")
+        print(f"  its token         {config.ray_token_file}")
+        print("  Ctrl-C ends it.", flush=True)
+
+    def _say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._start:5.1f} s] {text}", flush=True)
+
+
+def _several(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def _is_ok(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
