@@ -64,7 +64,7 @@ def prepare(
     if seconds > max_seconds:
         raise AudioError("audio_too_long", f"The audio lasts {seconds:.1f} s; the limit is {max_seconds:g} s.")
     if np.issubdtype(samples.dtype, np.integer):
-        samples = samples.astype(np.float32) / float(-np.iinfo(samples.dtype).min)
+        samples = _unit_scale(samples)
     if not np.isfinite(samples).all():
         raise AudioError("audio_not_finite", "The audio contains NaN or infinite samples.")
     mono = samples.astype(np.float32) if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
@@ -76,6 +76,14 @@ def prepare(
     if not allow_silence and float(np.abs(mono).max()) < SILENCE:
         raise AudioError("audio_silent", "The audio is silent (peak below -60 dBFS). Check the microphone.")
     return mono
+
+
+def _unit_scale(integers: np.ndarray) -> np.ndarray:
+    """Integers → [-1, 1): silence is 0 in signed types, and the middle of the range in unsigned ones."""
+    limits = np.iinfo(integers.dtype)
+    half = (int(limits.max) - int(limits.min) + 1) // 2
+    middle = half if limits.min == 0 else 0
+    return ((integers.astype(np.float64) - middle) / half).astype(np.float32)
 
 
 def read(path: str | Path, **limits) -> np.ndarray:
