@@ -25,7 +25,7 @@ def test_a_low_rank_delta_is_added_to_its_weight(tmp_path):
 
 def test_a_delta_for_another_model_is_refused(tmp_path):
     delta_file(tmp_path / "delta.safetensors", "model.layers.7.mlp.up_proj")
-    with pytest.raises(CheckpointError, match="layers.7"):
+    with pytest.raises(CheckpointError, match=r"layers\.7"):
         mini.merge({"model.norm.weight": torch.ones(6)}, tmp_path / "delta.safetensors")
 
 
