@@ -1,0 +1,19 @@
+#!/bin/sh
+# The mini checkpoint from texts to what ships: ./recipes/mini.sh [RUN_FOLDER]
+#
+# On two CPU cores about two hours; docs/mini.md has the figures. Every step goes on where it was stopped, so the
+# script may be run again at any time. What ships appears in RUN_FOLDER/export.
+set -eu
+run=${1:-runs/mini}
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # two processes of one thread beat one of two
+
+# Questions by many voices, and the held-out ones. Shards that exist are kept.
+omni train data --output "$run" --voice hibari --count 9000 &
+omni train data --output "$run" --voice joe --count 1000
+omni train data --output "$run" --voice kokoro --count 500
+wait
+test -f "$run/heldout/heldout.jsonl" || omni train heldout --output "$run/heldout"
+
+# Understanding: the adaptor learns to hear, then it and the LLM learn to answer.
+omni train stage1 --output "$run" --phase hear --minutes 15 --heldout "$run/heldout"
+omni train stage1 --output "$run" --phase answer --minutes 35 --heldout "$run/heldout"

@@ -1,0 +1,116 @@
+"""Stage 1's parts: deltas that merge into the LLM they were trained beside, scores, and batches."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from omni.model import mini
+from omni.train import speech, stage1
+from omni.train.instructions import Example
+
+
+@pytest.fixture
+def llm():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).requires_grad_(False).eval()
+
+
+def test_merged_deltas_answer_as_trained_ones(llm, tmp_path):
+    """What mini.merge adds to the weights equals what LowRank adds to the outputs."""
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    weights = {name: x.clone() for name, x in llm.state_dict().items()}
+    deltas = stage1.add_deltas(llm, rank=3)
+    for delta in deltas.values():
+        torch.nn.init.normal_(delta.lora_b, std=0.1)
+    trained = llm(ids).logits
+    tensors = {f"{name}.lora_{x}": getattr(delta, f"lora_{x}").detach() for name, delta in deltas.items() for x in "ab"}
+    scale = next(iter(deltas.values())).scale
+    save_file(tensors, tmp_path / "llm_delta.safetensors", {"scale": repr(scale)})
+    plain = LlamaForCausalLM(llm.config).eval()
+    mini.merge(weights, tmp_path / "llm_delta.safetensors")
+    plain.load_state_dict(weights)
+    torch.testing.assert_close(plain(ids).logits, trained, rtol=1e-4, atol=1e-5)
+    assert len(load_file(tmp_path / "llm_delta.safetensors")) == 2 * 2 * 7  # A and B, two blocks, seven layers each
+
+
+def test_new_deltas_change_nothing(llm):
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    before = llm(ids).logits
+    stage1.add_deltas(llm, rank=3)
+    torch.testing.assert_close(llm(ids).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fitting"),
+    [
+        ("The capital of France is Paris.", True),
+        ("It is Paris", True),
+        ("The capital of France is Parisian.", False),
+        ("The capital of France is Berlin.", False),
+    ],
+)
+def test_a_factual_answer_fits_when_it_names_the_fact(answer, fitting):
+    row = {"fact": "Paris", "accept": ["The capital of France is Paris."]}
+    assert stage1.fits(row, answer) == fitting
+
+
+@pytest.mark.parametrize(("answer", "fitting"), [("Hi there! How can I help?", True), ("Goodbye.", False), ("", False)])
+def test_a_chat_answer_fits_when_it_is_nearly_one_that_fits(answer, fitting):
+    assert stage1.fits({"fact": None, "accept": ["Hello!", "Hi there, how can I help you?"]}, answer) == fitting
+
+
+@pytest.mark.parametrize(("a", "b", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0)])
+def test_edits_is_levenshteins_distance(a, b, distance):
+    assert stage1.edits(list(map(ord, a)), list(map(ord, b))) == distance
+
+
+def test_a_shard_gives_back_what_was_written(tmp_path):
+    """Examples, voices and frames survive the file, in order."""
+    frames = [torch.randn(5 * n, 8).half() for n in (3, 1)]
+    spoken = [
+        speech.Spoken(Example(f"Question {i}?", "Answer.", "factual", "group", ("Yes.",), "fact"), "hibari", each)
+        for i, each in enumerate(frames)
+    ]
+    speech.write_shard(tmp_path / "hibari-0000.safetensors", spoken)
+    back = speech.read_all(tmp_path)
+    assert [each.example for each in back] == [each.example for each in spoken]
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(back, spoken, strict=True))
+
+
+def test_a_stopped_run_goes_on_with_the_first_missing_shard(tmp_path, monkeypatch):
+    """Existing shards are left as they are, missing ones are made as they would have been."""
+    monkeypatch.setattr(speech, "SHARD", 2)
+    monkeypatch.setattr(speech, "encode", lambda encoder, samples: torch.tensor(samples[:40]).reshape(5, 8).half())
+    chosen = [Example(f"Question {i}?", "Answer.", "factual", "group") for i in range(5)]
+
+    def voice(text, draw):
+        return draw.standard_normal(2000).astype(np.float32)
+
+    speech.write_shards(tmp_path, None, chosen, "hibari", 0, voice)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(whole) == [f"hibari-000{i}.safetensors" for i in range(3)]
+    (tmp_path / "hibari-0001.safetensors").unlink()
+    (tmp_path / "hibari-0000.safetensors").write_bytes(b"kept")
+    speech.write_shards(tmp_path, None, chosen, "hibari", 0, voice)
+    assert (tmp_path / "hibari-0000.safetensors").read_bytes() == b"kept"
+    assert (tmp_path / "hibari-0001.safetensors").read_bytes() == whole["hibari-0001.safetensors"]
+
+
+def test_batches_draw_kinds_evenly_by_group(tmp_path):
+    """An intent of a hundred phrasings is not drawn a hundred times as often as one of a single phrasing."""
+    many = [speech.Spoken(Example(f"Hi {i}", "Hello!", "chitchat", "many"), "v", torch.zeros(5, 8)) for i in range(100)]
+    one = [speech.Spoken(Example("Bye", "Goodbye.", "chitchat", "one"), "v", torch.zeros(5, 8))]
+    rest = [
+        speech.Spoken(Example("What?", "That.", kind, kind), "v", torch.zeros(5, 8)) for kind in ("factual", "everyday")
+    ]
+    speech.write_shard(tmp_path / "a.safetensors", many + one + rest)
+    corpus = stage1.Corpus(tmp_path, seed=0)
+    drawn = [example for _ in range(20) for example, _ in corpus.draw_to_answer(20, spoken_share=1.0)]
+    share = sum(each.group == "one" for each in drawn) / sum(each.group in ("one", "many") for each in drawn)
+    assert 0.04 < share < 0.2  # by number 0.01, by group 0.5, by the root of the number 0.09
