@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -28,26 +29,35 @@ class Exchange:
         self.bytes_in = self.bytes_out = 0
         self._receive, self._send = receive, send
         self._send_seconds = send_seconds
+        self._complete = False  # the whole body was read
         self._interrupted: asyncio.Future[OmniError] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None
 
     async def read(self, max_bytes: int, seconds: float, on_bytes: Callable[[int], None] = lambda _: None) -> bytes:
         """The request's body. `on_bytes` is told of every portion, and may refuse it by raising."""
-        declared = self.headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > max_bytes:
-            raise TooLarge(f"The request has {declared} bytes; the limit is {max_bytes}.")
+        if self.bytes_missing > max_bytes and "content-length" in self.headers:
+            raise TooLarge(f"The request has {self.bytes_missing} bytes; the limit is {max_bytes}.")
         body = bytearray()
         try:
             async with asyncio.timeout(seconds):
                 while await self._read_more(body, on_bytes):
                     if len(body) > max_bytes:
                         raise TooLarge(f"The request has more than {max_bytes} bytes, the limit.")
+            self._complete = True
         except TimeoutError as exc:
             raise UploadTooSlow(f"The request did not arrive within {seconds:g} s.") from exc
         if len(body) > max_bytes:
             raise TooLarge(f"The request has {len(body)} bytes; the limit is {max_bytes}.")
         self._watcher = asyncio.create_task(self._watch())
         return bytes(body)
+
+    @property
+    def bytes_missing(self) -> float:
+        """Of the body, not yet taken in; infinite when the client did not say."""
+        if self._complete:
+            return 0
+        declared = self.headers.get("content-length", "" if "transfer-encoding" in self.headers else "0")
+        return int(declared) - self.bytes_in if declared.isdecimal() else math.inf
 
     async def unless_gone(self, work: Awaitable[T], seconds: float | None = None) -> T:
         """The work's result; or its cancellation and an error: the client left, the turn was stopped, time is up."""

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from omni.serve.errors import BadRequest, Cancelled, OmniError, TooLarge, UnknownModel
+from omni.serve.errors import BadRequest, Cancelled, OmniError, UnknownModel, UploadTooSlow
 from omni.serve.exchange import Exchange
 from omni.serve.protocol import Failed
 from omni.serve.registry import LiveTurn, Registry, failure, retry_after_header
@@ -42,7 +42,8 @@ class Surface:
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.config.model_name:
-            raise UnknownModel(f"There is no model {name[:100]!r} here. Select {self.config.model_name!r}.", param="model")
+            ours = self.config.model_name
+            raise UnknownModel(f"There is no model {name[:100]!r} here. Select {ours!r}.", param="model")
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, send_seconds=self.config.client_deadline)
@@ -55,19 +56,19 @@ class Surface:
             raise
         except Exception as exc:
             live.failed = failed = failure(exc)
-            await self._say(exchange, live, failed, param=getattr(exc, "param", None), close=isinstance(exc, TooLarge))
+            await self._say(exchange, live, failed, param=getattr(exc, "param", None))
         finally:
             exchange.close()
             self.registry.leave(live)
 
-    async def _say(self, exchange: Exchange, live: LiveTurn, failed: Failed, param: str | None, close: bool) -> None:
+    async def _say(self, exchange: Exchange, live: LiveTurn, failed: Failed, param: str | None) -> None:
         if exchange.started:
             await exchange.farewell(0, {}, self.last_words(exchange, failed))
             return
         body = error_body(failed, param)
         headers = error_headers(failed) | {"x-request-id": live.turn_id, "content-length": str(len(body))}
-        if close:  # else the rest of a body that is too large would still be taken in
-            headers["connection"] = "close"
+        if exchange.bytes_missing > 2 * self.config.max_upload_bytes or failed.status == UploadTooSlow.status:
+            headers["connection"] = "close"  # a shorter rest is taken in and dropped: closing would cost the answer
         await exchange.farewell(failed.status, headers, body)
 
 
