@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omni import __version__
 from omni.serve.cluster import Cluster
-from omni.serve.config import ServeConfig
+from omni.serve.config import API_KEY_VARIABLE, ServeConfig
 from omni.serve.errors import Unauthorized
 from omni.serve.events import FRAMES, JSON_LINES
 from omni.serve.metrics import CONTENT_TYPE, Metrics
@@ -40,7 +40,6 @@ from omni.serve.turns_api import TurnOptions, TurnsApi
 from omni.serve.uploads import Uploads
 
 logger = logging.getLogger(__name__)
-API_KEY_VARIABLE = "OMNI_API_KEY"  # a key is never in a config file, an argument or a log
 OPEN_ROUTES = ("/live", "/ready")  # a probe carries no key
 
 
