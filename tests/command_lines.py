@@ -12,8 +12,8 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = {  # programs that are not ours: named here so that a misspelt one is noticed
-    "apt-get", "cd", "cp", "curl", "docker", "export", "git", "hf", "kubectl", "mkdir", "pip", "ray", "systemctl",
-    "wget",
+    "apt-get", "cd", "cp", "curl", "docker", "export", "git", "hf", "kubectl", "mkdir", "openssl", "pip", "ray",
+    "systemctl", "wget",
 }  # fmt: skip
 
 
