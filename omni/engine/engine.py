@@ -34,6 +34,7 @@ from omni.engine.sequence import (
     Sequence,
     State,
 )
+from omni.engine.stack import WEIGHTS
 from omni.model.ctc import Collapse
 from omni.model.detokenizer import Detokenizer
 from omni.model.omni import Omni
@@ -49,7 +50,12 @@ class EngineConfig:
     max_rows: int | None = None  # rows that give a token in one step; all slots unless told
     max_tokens: int | None = None  # longest prompt plus answer; the checkpoint's unless told
     max_answer: int = 256  # longest answer, in tokens
+    weights: str = "float"  # as loaded, or "int8": 8-bit products on a CPU
     one_behind: bool | None = None  # read a step's tokens while the next one runs; on a GPU unless told
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights is {self.weights!r}. Select one of {', '.join(WEIGHTS)}.")
 
     def scheduler(self) -> SchedulerConfig:
         return SchedulerConfig(self.num_slots, self.max_rows or self.num_slots)
@@ -68,7 +74,7 @@ class Engine:
         self.one_behind = omni.device.type != "cpu" if config.one_behind is None else config.one_behind
         self.scheduler = Scheduler(scheduling or config.scheduler())
         try:
-            self.runner = Runner(omni, config.num_slots, self.max_tokens, config.max_answer)
+            self.runner = Runner(omni, config.num_slots, self.max_tokens, config.max_answer, config.weights)
         except (MemoryError, RuntimeError) as exc:  # torch's CPU allocator raises RuntimeError
             raise OutOfMemory(
                 f"No memory for {config.num_slots} slots of {self.max_tokens} tokens and {config.max_answer} spoken "
@@ -111,6 +117,16 @@ class Engine:
         told_at = self.clock()
         with self._changed:
             self._command(lambda: self._note_played(turn_id, told_at, seconds))
+
+    @property
+    def running(self) -> int:
+        """Turns that have a slot."""
+        return len(self.scheduler.admitted)
+
+    @property
+    def waiting(self) -> int:
+        """Turns that wait for one, and what was asked for and not done yet."""
+        return len(self.scheduler.waiting) + len(self._commands)
 
     @property
     def idle(self) -> bool:

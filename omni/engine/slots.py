@@ -15,10 +15,17 @@ from omni.model.config import BlockConfig
 
 class Slots:
     def __init__(
-        self, config: BlockConfig, num_slots: int, max_length: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        config: BlockConfig,
+        num_slots: int,
+        max_length: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        num_layers: int | None = None,
     ) -> None:
         self.max_length = max_length
-        shape = (config.num_layers, num_slots, config.num_kv_heads, max_length, config.head_dim)
+        num_layers = config.num_layers if num_layers is None else num_layers
+        shape = (num_layers, num_slots, config.num_kv_heads, max_length, config.head_dim)
         # Zeros, not what memory held: a masked NaN is still NaN after attention. On a CPU they cost no memory yet.
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
