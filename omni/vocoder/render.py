@@ -3,10 +3,12 @@
     replies = render(vocoder, chunks)        # chunks of any answers, in any order
     samples = offline(vocoder, units)        # the slow, obvious path: a whole answer at once
 
-A chunk's frames are cut to what its certain samples can hear, so an open edge costs `context_frames` and no more.
+A chunk's frames are cut to what its new samples can hear, so an open edge costs `context_frames` and the rounding up
+to a common width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +17,9 @@ from torch import Tensor
 
 from omni.audio.wav import to_pcm16
 from omni.vocoder.streaming import Chunk, ChunkError, ChunkReply, context_frames, samples_per_frame
+
+# Convolutions on a CPU are compiled for every width they meet, and 1024 of them are kept: about ten widths.
+WIDTH_STEP = 16  # frames
 
 
 class Vocoder(Protocol):
@@ -60,21 +65,35 @@ def _refusal(vocoder: Vocoder, chunk: Chunk) -> ChunkError | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Window:
+    """The frames of a chunk that its new samples can hear, and where the new ones lie among them."""
+
+    frames: list[int]  # the unit of each
+    skip: int
+    num_new: int
+    open_left: bool  # the answer began before
+    open_right: bool  # and goes on after
+
+
 def _render(vocoder: Vocoder, chunks: list[Chunk]) -> list[ChunkReply | ChunkError]:
     context = context_frames(vocoder.config)
     durations = _durations(vocoder, chunks)
-    ends = [chunk.certain_frames(own) for chunk, own in zip(chunks, durations, strict=True)]
-    starts = [max(0, chunk.skip_frames - context) for chunk in chunks]  # first frame that a new sample can hear
-    frames = [
-        _frames(chunk.units, own)[start : None if chunk.final else end + context] if end > chunk.skip_frames else []
-        for chunk, own, start, end in zip(chunks, durations, starts, ends, strict=True)
-    ]
-    waves = _generate(vocoder, frames)
-    hop = samples_per_frame(vocoder.config)
-    return [
-        _reply(chunk, own, wave[(chunk.skip_frames - start) * hop : (end - start) * hop])
-        for chunk, own, wave, start, end in zip(chunks, durations, waves, starts, ends, strict=True)
-    ]
+    windows = [_window(chunk, own, context) for chunk, own in zip(chunks, durations, strict=True)]
+    waves = _generate(vocoder, windows)
+    return [_reply(*parts) for parts in zip(chunks, durations, waves, strict=True)]
+
+
+def _window(chunk: Chunk, durations: tuple[int, ...], context: int) -> _Window:
+    end = chunk.certain_frames(durations)
+    start = max(0, chunk.skip_frames - context)
+    return _Window(
+        frames=_frames(chunk.units, durations)[start : None if chunk.final else end + context],
+        skip=chunk.skip_frames - start,
+        num_new=end - chunk.skip_frames,
+        open_left=start > 0 or not chunk.first,
+        open_right=not chunk.final,
+    )
 
 
 def _durations(vocoder: Vocoder, chunks: list[Chunk]) -> list[tuple[int, ...]]:
@@ -96,14 +115,31 @@ def _frames(units: Sequence[int], durations: Sequence[int]) -> list[int]:
     return [unit for unit, duration in zip(units, durations, strict=True) for _ in range(duration)]
 
 
-def _generate(vocoder: Vocoder, frames: list[list[int]]) -> list[np.ndarray]:
-    """Frames of units, one list per chunk, → waves (S,). A frame is a unit that lasts one frame."""
-    busy = [own for own in frames if own]
+def _generate(vocoder: Vocoder, windows: list[_Window]) -> list[np.ndarray]:
+    """Windows → the samples (S,) of their new frames. A frame is a unit that lasts one frame."""
+    waves = [np.zeros(0, dtype=np.float32) for _ in windows]
+    busy = [i for i, window in enumerate(windows) if window.num_new]
     if not busy:
-        return [np.zeros(0, dtype=np.float32) for _ in frames]
-    batch, lengths = _pad(busy, _device(vocoder))
-    waves = iter(vocoder(batch, torch.ones_like(batch), lengths).float().cpu().numpy())  # (B, S)
-    return [next(waves) if own else np.zeros(0, dtype=np.float32) for own in frames]
+        return waves
+    width = max(len(windows[i].frames) for i in busy)
+    width += -width % WIDTH_STEP
+    filled = [_fill(windows[i], width) for i in busy]
+    batch, lengths = _pad([window.frames for window in filled], _device(vocoder), width)
+    samples = vocoder(batch, torch.ones_like(batch), lengths).float().cpu().numpy()  # (B, S)
+    hop = samples_per_frame(vocoder.config)
+    for i, window, wave in zip(busy, filled, samples, strict=True):
+        waves[i] = wave[window.skip * hop : (window.skip + window.num_new) * hop]
+    return waves
+
+
+def _fill(window: _Window, width: int) -> _Window:
+    """Repeat a frame at an open edge, where the new frames do not hear it, until the window is `width` wide."""
+    lack = width - len(window.frames)
+    if window.open_right:
+        return replace(window, frames=window.frames + window.frames[-1:] * lack)
+    if window.open_left:
+        return replace(window, frames=window.frames[:1] * lack + window.frames, skip=window.skip + lack)
+    return window
 
 
 def _reply(chunk: Chunk, durations: tuple[int, ...], wave: np.ndarray) -> ChunkReply | ChunkError:
@@ -112,10 +148,10 @@ def _reply(chunk: Chunk, durations: tuple[int, ...], wave: np.ndarray) -> ChunkR
     return ChunkReply(chunk.number, to_pcm16(wave), durations)
 
 
-def _pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths → (B, longest) filled up with zeros, and (B,) lengths."""
+def _pad(rows: Sequence[Sequence[int]], device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths → (B, the longest or width) filled up with zeros, and (B,) lengths."""
     lengths = torch.tensor([len(row) for row in rows])
-    batch = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    batch = torch.zeros(len(rows), max(width, int(lengths.max())), dtype=torch.long)
     for i, row in enumerate(rows):
         batch[i, : len(row)] = torch.tensor(row)
     return batch.to(device), lengths.to(device)

@@ -213,18 +213,21 @@ def test_no_units_are_no_samples_and_no_chunks_are_no_replies():
 
 
 def test_only_what_the_new_samples_hear_is_vocoded(monkeypatch):
-    """The work of a chunk in mid-answer is its new frames and the context on both sides, to the frame."""
+    """The work of a chunk in mid-answer is its new frames and the context on both sides, rounded up to 16."""
     vocoder = seeded.vocoder("tiny")
     widths = []
-    generate = rendering._generate
-    monkeypatch.setattr(
-        rendering, "_generate", lambda v, frames: widths.extend(map(len, frames)) or generate(v, frames)
-    )
+    fill = rendering._fill
+
+    def watched(window, width):
+        widths.append((len(window.frames), width))
+        return fill(window, width)
+
+    monkeypatch.setattr(rendering, "_fill", watched)
     plan = planner(vocoder, 4, 4)
     plan.push([unit % 1000 for unit in range(0, 2000, 37)])
     news = []
     while chunk := plan.next():
         news.append(len(answer(vocoder, plan, chunk).pcm) // 640)
     assert len(news) > 3
-    started = [min(21, sum(news[:i])) for i in range(len(news))]
-    assert widths == [left + new + 21 for left, new in zip(started, news, strict=True)]
+    needed = [min(21, sum(news[:i])) + new + 21 for i, new in enumerate(news)]
+    assert widths == [(width, math.ceil(width / 16) * 16) for width in needed]
