@@ -7,6 +7,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from omni.checkpoints import Checkpoint, resolve
+
+API_KEY_VARIABLE = "OMNI_API_KEY"  # in the environment: a key is never an argument, in a file, or in a log
 VOCODER_BACKENDS = ("own", "fairseq")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -73,7 +76,7 @@ class ServeConfig:
     dashboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("model_workers", "vocoder_workers", "slots", "model_threads", "vocoder_threads", "attempts"):
+        for name in ("slots", "model_threads", "vocoder_threads", "attempts"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
         for name in ("vocoder_batch", "max_new_tokens", "max_turns", "first_chunk", "max_text_chars"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
@@ -82,7 +85,7 @@ class ServeConfig:
         for field in fields(self):
             if field.name.endswith("_deadline") or field.name in ("max_audio_seconds", "vocoder_hedge"):
                 _need(field.name, getattr(self, field.name) > 0, "must be more than 0 seconds", self)
-        for name in ("waiting", "model_gpus", "vocoder_gpus", "vocoder_gather"):
+        for name in ("model_workers", "vocoder_workers", "waiting", "model_gpus", "vocoder_gpus", "vocoder_gather"):
             _need(name, getattr(self, name) >= 0, "must not be negative", self)
         for name in ("model_gpus", "vocoder_gpus"):
             share = getattr(self, name)
@@ -95,6 +98,12 @@ class ServeConfig:
         _need("chunk_growth", self.chunk_growth >= 1, "must be at least 1", self)
         _need("vocoder_backend", self.vocoder_backend in VOCODER_BACKENDS, f"must be one of {VOCODER_BACKENDS}", self)
         _need("model_dtype", self.model_dtype in DTYPES, f"must be one of {DTYPES}", self)
+
+    def here(self) -> Checkpoint:
+        """The checkpoint on this machine, which may be another than the one that made this value."""
+        own_vocoder = Path(self.vocoder) == Path(self.model) / "vocoder"
+        name = self.model if Path(self.model).is_dir() else self.model_name
+        return resolve(name, None if own_vocoder else self.vocoder)
 
     def write(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(asdict(self), indent=2))

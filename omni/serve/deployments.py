@@ -27,22 +27,35 @@ class WorkersFailed(RuntimeError):
     """The workers do not start; the message has Serve's reason."""
 
 
-def start(config: ServeConfig) -> None:
-    """Blocks until all workers are ready."""
+def start(config: ServeConfig, numbers: Mapping[Kind, int]) -> None:
+    """Ask for this many workers of each kind. They are there once `loaded` says so."""
     serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
-    scale(config, {"model": config.model_workers, "vocoder": config.vocoder_workers}, wait=True)
+    scale(config, numbers)
 
 
-def scale(config: ServeConfig, numbers: Mapping[Kind, int], *, wait: bool = False) -> None:
-    """Have this many workers of each kind. Those that stay are not touched."""
+def scale(config: ServeConfig, numbers: Mapping[Kind, int]) -> None:
+    """Have this many workers of each kind from now on. Those that stay are not touched."""
     targets = [
-        serve.RunTarget(_deployment(config, kind, number).bind(config), name=DEPLOYMENTS[kind], route_prefix=None)
+        serve.RunTarget(application(config, kind, number), name=DEPLOYMENTS[kind], route_prefix=None)
         for kind, number in numbers.items()
     ]
-    try:
-        serve.run_many(targets, wait_for_applications_running=wait)
-    except RuntimeError as exc:
-        raise WorkersFailed(f"{exc}\n{problems()}".strip()) from exc
+    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def loaded(numbers: Mapping[Kind, int]) -> bool:
+    """All these workers take turns. Raises WorkersFailed once Serve has given up starting them."""
+    applications = serve.status().applications
+    for kind, number in numbers.items():
+        application = applications.get(DEPLOYMENTS[kind])
+        if application is None:
+            return False
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [application.message, *(each.message for each in application.deployments.values())]
+            raise WorkersFailed("\n".join(reason for reason in reasons if reason))
+        states = [pair for each in application.deployments.values() for pair in each.replica_states.items()]
+        if sum(count for state, count in states if state == "RUNNING") < number:
+            return False
+    return True
 
 
 def places() -> dict[Kind, int]:
@@ -51,29 +64,17 @@ def places() -> dict[Kind, int]:
     return {"model": int(resources.get("model", 0)), "vocoder": int(resources.get("vocoder", 0))}
 
 
-def problems() -> str:
-    """What Serve says of applications that are not running."""
-    applications = serve.status().applications.values()
-    messages = [deployment.message for each in applications for deployment in each.deployments.values()]
-    return "\n".join(message for message in messages if message)
-
-
-def ready() -> dict[str, int]:
-    """Deployment name → its running replicas."""
-    return {
-        name: sum(number for state, number in deployment.replica_states.items() if state == "RUNNING")
-        for each in serve.status().applications.values()
-        for name, deployment in each.deployments.items()
-    }
-
-
-def _deployment(config: ServeConfig, kind: Kind, number: int) -> Any:
+def application(config: ServeConfig, kind: Kind, number: int) -> serve.Application:
+    """This many workers of one kind, to be run under the name DEPLOYMENTS[kind]."""
     worker, at_once, gpus = {
         "model": (ModelWorker, config.slots + config.waiting, config.model_gpus),
         "vocoder": (VocoderWorker, 8 * config.vocoder_batch, config.vocoder_gpus),
     }[kind]
-    return serve.deployment(
-        worker,
+    router: dict[str, Any] = {
+        "request_router_class": "omni.serve.router:LeastBusy",
+        "request_routing_stats_period_s": STATS_PERIOD,
+    }
+    deployed = serve.deployment(
         name=DEPLOYMENTS[kind],
         num_replicas=number,
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus, "resources": {kind: 1}},
@@ -82,7 +83,6 @@ def _deployment(config: ServeConfig, kind: Kind, number: int) -> Any:
         graceful_shutdown_timeout_s=config.drain_deadline,
         health_check_period_s=HEALTH_PERIOD,
         health_check_timeout_s=HEALTH_TIMEOUT,
-        request_router_config=RequestRouterConfig(
-            request_router_class="omni.serve.router:LeastBusy", request_routing_stats_period_s=STATS_PERIOD
-        ),
-    )
+        request_router_config=RequestRouterConfig(**router),
+    )(worker)
+    return deployed.bind(config)

@@ -10,7 +10,6 @@ itself, and at the end leaves no process, socket or file behind.
 
 import argparse
 import dataclasses
-import glob
 import logging
 import os
 import shutil
@@ -73,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--dashboard", action="store_true", help="run Ray's dashboard too")
 
     workers = parser.add_argument_group("workers")
-    option(workers, "model-workers", int, "model workers on this machine", metavar="N")
-    option(workers, "vocoder-workers", int, "vocoder workers on this machine", metavar="M")
+    option(workers, "model-workers", int, "model workers on this machine; 0: only where one joins", metavar="N")
+    option(workers, "vocoder-workers", int, "vocoder workers on this machine; 0: only where one joins", metavar="M")
     option(workers, "slots", int, "answers a model worker generates at once", metavar="N")
     option(workers, "waiting", int, "turns that may wait at a model worker before it says busy", metavar="N")
     option(workers, "model-threads", int, "CPU threads of a model worker", metavar="N")
@@ -136,12 +135,8 @@ def check_ports(config: ServeConfig) -> None:
 
 def check_gpus(config: ServeConfig) -> None:
     wanted = config.model_workers * config.model_gpus + config.vocoder_workers * config.vocoder_gpus
-    if wanted > num_gpus():
-        raise LaunchFailed(f"The workers ask for {wanted:g} GPUs; this machine has {num_gpus()}.")
-
-
-def num_gpus() -> int:
-    return len(glob.glob("/dev/nvidia[0-9]*"))
+    if wanted > ray_node.num_gpus():
+        raise LaunchFailed(f"The workers ask for {wanted:g} GPUs; this machine has {ray_node.num_gpus()}.")
 
 
 class Launch:
@@ -152,16 +147,13 @@ class Launch:
         self._ray_port = ray_port or ray_node.free_port()
         self._token_file = token_file
         self._signals = 0
-        self._stopping = False
         self._start = time.monotonic()
         self._restarts: list[float] = []
 
     def run(self) -> int:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._on_signal)
+        self._listen()
         try:
             with ExitStack() as stack:
-                stack.callback(self._enter_stopping)
                 self._serve(stack)
         except Stopped:
             return 0
@@ -176,26 +168,21 @@ class Launch:
         """Start one after another; what was started ends in reverse, whatever happens."""
         state_dir = Path(tempfile.mkdtemp(prefix="omni-"))
         stack.callback(self._clean, state_dir)
-        config = self._config = self._prepare(state_dir)
+        self._config = self._prepare(state_dir)
+        page = self._start_page(stack, state_dir)  # needs nobody to start, and takes its time
         head = self._start_ray(state_dir)
         stack.callback(self._end_ray, head)
         deployments = self._attach(stack, head)
-        self._say(
-            f"loading {config.model_name}: {_several(config.model_workers, 'model worker')}, "
-            f"{_several(config.vocoder_workers, 'vocoder worker')} …"
-        )
-        try:
-            deployments.start(config)
-        except deployments.WorkersFailed as exc:
-            raise LaunchFailed(f"The workers do not start.\n{exc}") from exc
+        places = self._wait_for_places(head, deployments)
+        self._load(deployments, places)
         children = {"controller": self._start_controller(state_dir)}
-        stack.callback(self._end_children, children)
+        stack.callback(self._drain, children)
         self._wait_for(f"{self._url()}/ready", children["controller"], state_dir / "controller.log")
-        if config.web_port is not None:
-            children["page"] = self._start_page(state_dir)
-            self._wait_for(self._page_url(), children["page"], state_dir / "page.log")
+        if page is not None:
+            children["page"] = page
+            self._wait_for(self._page_url(), page, state_dir / "page.log")
         self._announce()
-        self._watch(head, children, deployments, state_dir)
+        self._watch(head, children, deployments, places, state_dir)
 
     def _prepare(self, state_dir: Path) -> ServeConfig:
         token = Path(self._token_file).read_text().strip() if self._token_file else None
@@ -212,13 +199,14 @@ class Launch:
     def _start_ray(self, state_dir: Path) -> ray_node.Child:
         self._say("starting Ray …")
         config = self._config
-        resources = {"model": config.model_workers, "vocoder": config.vocoder_workers}
+        own = {"model": config.model_workers, "vocoder": config.vocoder_workers}
+        resources = {kind: number for kind, number in own.items() if number}
         return ray_node.start_head(
             state_dir,
             Path(config.ray_token_file),
             self._ray_port,
             resources,
-            gpus=num_gpus(),
+            gpus=ray_node.num_gpus(),
             dashboard=config.dashboard,
         )
 
@@ -230,23 +218,53 @@ class Launch:
 
         stack.callback(ray.shutdown)
         end, log = time.monotonic() + START_SECONDS, Path(self._config.state_dir) / "ray.log"
-        while True:
+        while not _answers(self._config.ray_address):
+            if head.poll() is not None or time.monotonic() > end:
+                raise ray_node.NodeFailed(f"Ray does not start:\n{ray_node.last_words(log)}")
+            self._pause(0.05)
+        ray_cluster.attach(self._config)
+        self._listen()  # Ray has taken SIGTERM for itself
+        return deployments
+
+    def _wait_for_places(self, head: ray_node.Child, deployments: Any) -> dict[str, int]:
+        """Room for workers of each kind: this machine's own, or, where it has none of a kind, what joins."""
+        own = {"model": self._config.model_workers, "vocoder": self._config.vocoder_workers}
+        if 0 in own.values():
+            self._say("waiting for machines to join with places for workers …")
+            self._say_how_to_join()
+        while any(deployments.places()[kind] < max(1, number) for kind, number in own.items()):
             if head.poll() is not None:
-                raise ray_node.NodeFailed(f"Ray did not start:\n{ray_node.last_words(log)}")
-            if _answers(self._config.ray_address):
-                ray_cluster.attach(self._config)
-                return deployments
-            if time.monotonic() > end:
-                raise ray_node.NodeFailed(f"Ray does not answer:\n{ray_node.last_words(log)}")
-            time.sleep(0.05)
+                log = Path(self._config.state_dir) / "ray.log"
+                raise LaunchFailed(f"Ray ended by itself:\n{ray_node.last_words(log)}")
+            self._pause(0.2)
+        return deployments.places()
+
+    def _load(self, deployments: Any, places: dict[str, int]) -> None:
+        """Workers everywhere there is a place for them. Takes as long as the weights take."""
+        self._say(
+            f"loading {self._config.model_name}: {_several(places['model'], 'model worker')}, "
+            f"{_several(places['vocoder'], 'vocoder worker')} …"
+        )
+        deployments.start(self._config, places)
+        try:
+            while not deployments.loaded(places):
+                self._pause(0.2)
+        except deployments.WorkersFailed as exc:
+            raise LaunchFailed(f"The workers do not start.\n{exc}") from exc
 
     def _start_controller(self, state_dir: Path) -> ray_node.Child:
         self._say("starting the controller …")
         command = [sys.executable, "-m", "omni.serve.driver", str(state_dir / "config.json")]
         return self._child(command, state_dir / "controller.log")
 
-    def _start_page(self, state_dir: Path) -> ray_node.Child:
-        self._say("starting the page …")
+    def _start_page(self, stack: ExitStack, state_dir: Path) -> ray_node.Child | None:
+        if self._config.web_port is None:
+            return None
+        page = self._run_page(state_dir)
+        stack.callback(ray_node.end, page)
+        return page
+
+    def _run_page(self, state_dir: Path) -> ray_node.Child:
         command = [sys.executable, "-m", "omni.serve.gradio_web", "--controller", self._url()]
         command += ["--host", self._config.host, "--port", str(self._config.web_port)]
         return self._child(command, state_dir / "page.log")
@@ -259,15 +277,21 @@ class Launch:
         while not _is_ok(url):
             if child.poll() is not None or time.monotonic() > end:
                 raise LaunchFailed(f"{url} does not answer:\n{ray_node.last_words(log)}")
-            time.sleep(0.05)
+            self._pause(0.05)
 
     # --- serve --------------------------------------------------------------------------------------------------------
 
-    def _watch(self, head: ray_node.Child, children: dict[str, ray_node.Child], deployments: Any, state: Path) -> None:
-        places = {"model": self._config.model_workers, "vocoder": self._config.vocoder_workers}
-        starters = {"controller": self._start_controller, "page": self._start_page}
+    def _watch(
+        self,
+        head: ray_node.Child,
+        children: dict[str, ray_node.Child],
+        deployments: Any,
+        places: dict[str, int],
+        state: Path,
+    ) -> None:
+        starters = {"controller": self._start_controller, "page": self._run_page}
         while True:
-            time.sleep(WATCH_SECONDS)
+            self._pause(WATCH_SECONDS)
             if head.poll() is not None:
                 raise LaunchFailed(f"Ray ended by itself:\n{ray_node.last_words(state / 'ray.log')}")
             for name, child in children.items():
@@ -288,21 +312,28 @@ class Launch:
 
     # --- end ----------------------------------------------------------------------------------------------------------
 
+    def _listen(self) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._on_signal)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        if not self._stopping:
-            self._stopping = True
-            raise Stopped
+        self._signals += 1  # no more: an exception from here could come up inside Ray, which takes it amiss
 
-    def _enter_stopping(self) -> None:
-        self._stopping = True
+    def _pause(self, seconds: float) -> None:
+        """Sleep, unless or until a signal comes."""
+        end = time.monotonic() + seconds
+        while not self._signals:
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, 0.1))
+        raise Stopped
 
-    def _end_children(self, children: dict[str, ray_node.Child]) -> None:
+    def _drain(self, children: dict[str, ray_node.Child]) -> None:
         """The page first, so that no new question comes; then the controller, which lets running turns end."""
         self._say("draining; Ctrl-C again to hurry …")
-        self._stopping = True
         if "page" in children:
-            ray_node.end(children["page"], 5.0)
+            ray_node.end(children["page"])
         controller, end = children["controller"], time.monotonic() + self._config.drain_deadline + 10
         controller.terminate()
         while controller.poll() is None:
@@ -338,9 +369,13 @@ class Launch:
         if config.web_port is not None:
             print(f"  page        {self._page_url()}")
         print(f"  controller  {self._url()}   (POST /v1/turns, /v1/chat/completions; GET /v1/cluster, /metrics)")
-        print(f"  another machine:  omni join {config.ray_address} --roles vocoder --token-file COPY_OF_THIS_FILE")
-        print(f"  its token         {config.ray_token_file}")
+        self._say_how_to_join()
         print("  Ctrl-C ends it.", flush=True)
+
+    def _say_how_to_join(self) -> None:
+        config = self._config
+        print(f"  another machine:  omni join {config.ray_address} --roles vocoder --token-file COPY_OF_THIS_FILE")
+        print(f"  its token         {config.ray_token_file}", flush=True)
 
     def _say(self, text: str) -> None:
         print(f"[{time.monotonic() - self._start:5.1f} s] {text}", flush=True)

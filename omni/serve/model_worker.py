@@ -135,7 +135,7 @@ class ModelWorker:
         self._thinking = Thinking(self._engine, self._deliver)
 
     async def generate(self, request: TurnRequest) -> AsyncIterator[Tokens]:
-        """The answer, in groups of tokens as they come; the first message says who answers. Cancelling frees the slot."""
+        """The answer in groups of tokens; the first message says who answers. Cancelling frees its slot in a step."""
         if len(self._mailboxes) >= self._config.slots + self._config.waiting:
             raise errors.Busy("Every slot of this worker is taken, and its queue is full.", retry_after=RETRY_AFTER)
         self._loop = asyncio.get_running_loop()
@@ -176,10 +176,6 @@ class ModelWorker:
 
     def check_health(self) -> None:
         self._check_thread()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_thinking"):
-            self._thinking.stop()
 
     def _check_thread(self) -> None:
         if not self._thinking.alive:

@@ -43,7 +43,6 @@ def attach(config: ServeConfig) -> None:
 
 class RayCluster:
     def __init__(self, config: ServeConfig) -> None:
-        self._config = config
         self._generate, self._vocode = (serve.get_app_handle(DEPLOYMENTS[kind]) for kind in ("model", "vocoder"))
         self._generate = self._generate.options(method_name="generate", stream=True)  # options() starts the router
         self._vocode = self._vocode.options(method_name="vocode")
@@ -78,10 +77,8 @@ class RayCluster:
             for kind, name in DEPLOYMENTS.items()
             for replica_id, replica in board.replicas(name).items()
         ]
-        return {
-            "workers": workers,
-            "wanted": {"model": self._config.model_workers, "vocoder": self._config.vocoder_workers},
-        }
+        places = await asyncio.to_thread(ray.cluster_resources)
+        return {"workers": workers, "wanted": {kind: int(places.get(kind, 0)) for kind in DEPLOYMENTS}}
 
     def ready(self) -> bool:
         return all(

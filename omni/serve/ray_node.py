@@ -4,6 +4,7 @@ Never `ray stop`: it ends every Ray process of the machine, ours or not. Ending 
 """
 
 import ctypes
+import glob
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ from pathlib import Path
 
 STATE_VARIABLE = "OMNI_STATE_DIR"  # in the environment of every process of one `omni up`, so that none is overlooked
 OBJECT_STORE_BYTES = 200 * 2**20  # only answers' larger audio chunks pass through it
-END_SECONDS = 15.0  # Ray's own processes are gone after 1.2 to 2.6 s
+END_SECONDS = 5.0  # Ray's own processes are gone after 1.2 to 2.6 s
 
 Child = subprocess.Popen[bytes]
 
@@ -31,6 +32,7 @@ def start_head(
     """The head of a new cluster, reachable at this machine's address and `port`."""
     options = [
         "--head",
+        "--no-monitor",  # of an autoscaler that we do not have
         f"--port={port}",
         f"--include-dashboard={str(dashboard).lower()}",
         f"--ray-client-server-port={free_port()}",
@@ -51,6 +53,7 @@ def environment(state_dir: Path | str, token_file: Path | str) -> dict[str, str]
         "RAY_AUTH_MODE": "token",  # unset, a fresh and a used machine would behave differently
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray's default, 15, makes listeners wait for whatever else the machine does
         "OMP_WAIT_POLICY": "PASSIVE",  # idle arithmetic threads of one worker must not take the cores of another
         STATE_VARIABLE: str(state_dir),
     }
@@ -102,6 +105,11 @@ def sweep(state_dir: Path | str) -> list[int]:
         except ProcessLookupError:
             continue
     return found
+
+
+def num_gpus() -> int:
+    """NVIDIA devices of this machine."""
+    return len(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def free_port() -> int:

@@ -20,7 +20,7 @@ from omni.serve.protocol import Message, TurnRequest
 def load(config: ServeConfig) -> "ReferenceEngine":
     torch.set_num_threads(config.model_threads)
     device = "cuda" if config.model_gpus > 0 else "cpu"
-    omni = checkpoint.load(config.model, device, getattr(torch, config.model_dtype))
+    omni = checkpoint.load(config.here().model, device, getattr(torch, config.model_dtype))
     return ReferenceEngine(omni, config.slots)
 
 

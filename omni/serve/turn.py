@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 GREEDY = Sampling()
 OUTBOX_EVENTS = 64  # a slow client holds the turn up here, and not in memory
+SLOT_RETRY = 0.1  # seconds between two knocks at a full worker, while an answer is interrupted
 RETRY_AFTER = 2.0  # seconds until a lost worker is usually replaced
 
 
@@ -171,9 +172,16 @@ class Turn:
     async def _think(self) -> None:
         """Follow the answer of one model worker after another until it is finished."""
         failures: list[errors.OmniError] = []
+        give_up = 0.0  # when a begun answer, lost by its worker, stops looking for another slot
         while True:
             try:
                 return await self._follow(self._cluster.generate(self.ledger.request()))
+            except errors.Busy:
+                if _now() >= give_up:
+                    raise
+                await asyncio.sleep(SLOT_RETRY)
+                self.ledger.raise_epoch()
+                continue
             except (errors.WorkerLost, errors.Internal) as exc:
                 failures.append(exc)
                 logger.warning("turn %s epoch %d: %s", self.id, self.ledger.epoch, exc.message)
@@ -183,6 +191,7 @@ class Turn:
                 if len(failures) >= self._config.attempts:
                     lost = f"{len(failures)} model workers were lost during this answer; the last: {exc.message}"
                     raise errors.WorkerLost(lost, retry_after=RETRY_AFTER) from exc
+            give_up = _now() + self._config.queue_deadline
             self.recoveries += 1
             self.ledger.raise_epoch()
 

@@ -20,7 +20,7 @@ Render = Callable[[Sequence[Chunk]], list[ChunkReply | ChunkError]]
 
 
 class Gathering:
-    """The computing thread: renders what has gathered, up to `batch` chunks, waiting up to `gather` seconds for more."""
+    """The computing thread: renders up to `batch` chunks together, waiting up to `gather` seconds for more."""
 
     def __init__(self, render: Render, batch: int, gather: float) -> None:
         self._render, self._batch, self._gather = render, batch, gather
@@ -114,10 +114,6 @@ class VocoderWorker:
         if not self._gathering.alive:
             raise errors.WorkerLost("The computing thread ended.")
 
-    def __del__(self) -> None:
-        if hasattr(self, "_gathering"):
-            self._gathering.stop()
-
 
 def _load(config: ServeConfig) -> Render:
     """torch comes in here, in the replica only: the process that deploys stays light."""
@@ -128,5 +124,5 @@ def _load(config: ServeConfig) -> Render:
 
     torch.set_num_threads(config.vocoder_threads)
     load = {"own": checkpoint.load, "fairseq": fairseq_backend.load}[config.vocoder_backend]
-    vocoder = load(config.vocoder, "cuda" if config.vocoder_gpus > 0 else "cpu")
+    vocoder: Any = load(config.here().vocoder, "cuda" if config.vocoder_gpus > 0 else "cpu")
     return lambda chunks: render(vocoder, chunks)
