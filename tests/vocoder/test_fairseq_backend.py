@@ -92,7 +92,7 @@ assert before == (
     dataclasses._process_class, list(logging.root.handlers), logging.root.level, logging.root.manager.disable
 )
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
