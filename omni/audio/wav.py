@@ -146,7 +146,15 @@ def _read_samples(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
     except soundfile.LibsndfileError as exc:
         if data[:4] in (b"RIFF", b"RF64"):
             raise AudioError("audio_not_decodable", f"The WAV file cannot be read: {exc}") from exc
+    if not _starts_like_media(data):  # no process is started for what cannot be audio, or names other files
+        raise AudioError("audio_not_decodable", "The upload starts like no audio format that is known here.")
     return read_with_ffmpeg(data, max_seconds), SAMPLE_RATE
+
+
+def _starts_like_media(data: bytes) -> bool:
+    """MP4 and M4A; WebM and Matroska; AAC and MP3 frames; ID3; OGG; CAF; AMR; ASF and WMA."""
+    starts = (b"\x1aE\xdf\xa3", b"ID3", b"OggS", b"caff", b"#!AMR", b"0&\xb2u", b"ADIF", b"fLaC")
+    return data[4:8] == b"ftyp" or data.startswith(starts) or (data[:1] == b"\xff" and data[1:2] >= b"\xe0")
 
 
 def read_with_ffmpeg(data: bytes, max_seconds: float) -> np.ndarray:
