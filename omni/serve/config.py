@@ -12,6 +12,7 @@ from omni.checkpoints import Checkpoint, resolve
 API_KEY_VARIABLE = "OMNI_API_KEY"  # in the environment: a key is never an argument, in a file, or in a log
 VOCODER_BACKENDS = ("own", "fairseq")
 DTYPES = ("float32", "bfloat16", "float16")
+MODEL_WEIGHTS = ("float", "int8")
 
 
 class ConfigError(ValueError):
@@ -39,6 +40,7 @@ class ServeConfig:
     model_gpus: float = 0.0  # share of a GPU per worker
     vocoder_gpus: float = 0.0
     model_dtype: str = "float32"
+    model_weights: str = "float"  # "int8": 8-bit products on a CPU
     vocoder_batch: int = 8  # chunks of different turns vocoded together
     vocoder_gather: float = 0.003  # seconds a chunk waits for company
 
@@ -97,6 +99,7 @@ class ServeConfig:
         _need("chunk", self.chunk >= self.first_chunk, f"must be at least first_chunk ({self.first_chunk})", self)
         _need("chunk_growth", self.chunk_growth >= 1, "must be at least 1", self)
         _need("vocoder_backend", self.vocoder_backend in VOCODER_BACKENDS, f"must be one of {VOCODER_BACKENDS}", self)
+        _need("model_weights", self.model_weights in MODEL_WEIGHTS, f"must be one of {MODEL_WEIGHTS}", self)
         _need("model_dtype", self.model_dtype in DTYPES, f"must be one of {DTYPES}", self)
 
     def here(self) -> Checkpoint:

@@ -28,10 +28,11 @@ from typing import Any
 
 from omni import checkpoints
 from omni.serve import ray_node
-from omni.serve.config import VOCODER_BACKENDS, ConfigError, ServeConfig
+from omni.serve.config import DTYPES, MODEL_WEIGHTS, VOCODER_BACKENDS, ConfigError, ServeConfig
 
 START_SECONDS = 120.0  # for Ray, and again for controller and page; loading weights may take as long as it takes
 WATCH_SECONDS = 1.0
+RAY_END_SECONDS = 3.0  # Ray's own processes end in 1.2 to 2.6 s; its workers have nothing left to do
 RESTARTS_PER_MINUTE = 5
 
 
@@ -56,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", default="mini", help="mini, tiny or a checkpoint directory (default: %(default)s)")
     what.add_argument("--vocoder", metavar="DIR", help="vocoder directory (default: the checkpoint's own)")
     option(what, "vocoder-backend", str, "whose CodeHiFiGAN", choices=VOCODER_BACKENDS)
-    option(what, "model-dtype", str, "arithmetic of the model", metavar="DTYPE")
+    option(what, "model-dtype", str, "arithmetic of the model", choices=DTYPES)
+    option(what, "model-weights", str, "how its weights are multiplied; int8 is for CPUs", choices=MODEL_WEIGHTS)
 
     where = parser.add_argument_group("where")
     option(where, "host", str, "address the controller and the page listen on")
@@ -342,12 +344,10 @@ class Launch:
             time.sleep(0.02)
 
     def _end_ray(self, head: ray_node.Child) -> None:
-        ray_node.end(head, ray_node.END_SECONDS if self._signals < 2 else 0.0)
+        """No turn runs any more: what Ray has not ended soon is swept away."""
+        ray_node.end(head, RAY_END_SECONDS if self._signals < 2 else 0.0)
 
     def _clean(self, state_dir: Path) -> None:
-        end = time.monotonic() + (5.0 if self._signals < 2 else 0.0)
-        while ray_node.leftovers(state_dir) and time.monotonic() < end:
-            time.sleep(0.05)
         ray_node.sweep(state_dir)
         shutil.rmtree(state_dir, ignore_errors=True)
         self._say("gone.")

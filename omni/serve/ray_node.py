@@ -12,7 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 STATE_VARIABLE = "OMNI_STATE_DIR"  # in the environment of every process of one `omni up`, so that none is overlooked
@@ -96,15 +98,14 @@ def leftovers(state_dir: Path | str) -> list[int]:
     return [pid for pid, marked in _environments() if marked == str(state_dir) and pid != os.getpid()]
 
 
-def sweep(state_dir: Path | str) -> list[int]:
-    """Kill what is left over; its pids."""
-    found = leftovers(state_dir)
-    for pid in found:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    return found
+def sweep(state_dir: Path | str) -> None:
+    """Kill what is left over, and what that may have started meanwhile; returns once it is gone."""
+    end = time.monotonic() + END_SECONDS
+    while (found := leftovers(state_dir)) and time.monotonic() < end:
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def num_gpus() -> int:

@@ -1,96 +1,91 @@
-"""The checkpoint behind a model worker's `Engine`: the reference path, all running answers stepped in turn."""
+"""The engine and its thread: what a model worker computes with. torch is imported here, and nowhere else in serve/.
 
-import time
-from collections import deque
-from collections.abc import Iterator
+thinking = Thinking(load(config), deliver)     # deliver(outputs) is called in the computing thread
+sequence = thinking.add(request)
+thinking.abort(request)
+thinking.stop()
+"""
+
+import logging
+import threading
+from collections.abc import Callable
 
 import torch
 
 from omni.audio.wav import from_pcm16
+from omni.engine.engine import Engine, EngineConfig
+from omni.engine.sequence import EngineError, NotFinite, Output, RowFailed, Sequence
 from omni.model import checkpoint
-from omni.model.omni import Omni, Step
-from omni.model.prompt import PromptError, Utterance
+from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
 from omni.serve import errors
 from omni.serve.config import ServeConfig
-from omni.serve.model_worker import Output
 from omni.serve.protocol import Message, TurnRequest
 
+logger = logging.getLogger(__name__)
 
-def load(config: ServeConfig) -> "ReferenceEngine":
+Deliver = Callable[[list[Output]], None]
+
+
+def load(config: ServeConfig) -> Engine:
     torch.set_num_threads(config.model_threads)
     device = "cuda" if config.model_gpus > 0 else "cpu"
     omni = checkpoint.load(config.here().model, device, getattr(torch, config.model_dtype))
-    return ReferenceEngine(omni, config.slots)
+    return Engine(
+        omni, EngineConfig(num_slots=config.slots, max_answer=config.max_new_tokens, weights=config.model_weights)
+    )
 
 
-class ReferenceEngine:
-    """`Engine` over `Omni.answer`: slow and obvious, a slot is a generator."""
-
-    def __init__(self, omni: Omni, slots: int) -> None:
-        self._omni = omni
-        self._slots = slots
-        self._queue: deque[TurnRequest] = deque()
-        self._answers: dict[tuple[str, int], Iterator[Output]] = {}
-
-    @property
-    def running(self) -> int:
-        return len(self._answers)
+class Thinking:
+    def __init__(self, engine: Engine, deliver: Deliver) -> None:
+        self.engine = engine
+        self.failure: BaseException | None = None
+        self._deliver = deliver
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
 
     @property
-    def waiting(self) -> int:
-        return len(self._queue)
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
-    def add(self, request: TurnRequest) -> None:
-        self._queue.append(request)
+    def add(self, request: TurnRequest) -> Sequence:
+        own = request.sampling
+        sampling = Sampling(own.temperature, own.top_p, own.top_k, own.max_new_tokens, own.seed)
+        conversation = [_utterance(message) for message in request.messages]
+        return self.engine.add(key(request), conversation, sampling, request.forced_tokens, request.received_units)
 
-    def abort(self, turn_id: str, epoch: int) -> None:
-        self._answers.pop((turn_id, epoch), None)
-        self._queue = deque(each for each in self._queue if (each.turn_id, each.epoch) != (turn_id, epoch))
+    def abort(self, request: TurnRequest) -> None:
+        self.engine.abort(key(request))
 
-    def step(self) -> list[Output]:
-        while self._queue and len(self._answers) < self._slots:
-            request = self._queue.popleft()
-            self._answers[request.turn_id, request.epoch] = self._answer(request)
-        outputs = [next(answer) for answer in self._answers.values()]
-        for output in outputs:
-            if output.finish is not None or output.error is not None:
-                del self._answers[output.turn_id, output.epoch]
-        return outputs
+    def stop(self) -> None:
+        self._stopped = True
+        self.engine.wake()
+        self._thread.join()
 
-    def _answer(self, request: TurnRequest) -> Iterator[Output]:
-        key = request.turn_id, request.epoch
+    def _run(self) -> None:
         try:
-            start = time.monotonic()
-            units_to_skip, timings = request.received_units, {}
-            steps = self._omni.answer(_conversation(request), _sampling(request), request.forced_tokens)
-            for number, step in enumerate(steps):
-                if number == 0:
-                    timings = {"prefill": time.monotonic() - start}
-                skipped = min(units_to_skip, len(step.units))
-                units_to_skip -= skipped
-                yield _output(key, step, number < len(request.forced_tokens), skipped, timings)
-                timings = {}
-        except PromptError as exc:
-            yield Output(*key, error=errors.BadRequest(str(exc)))
-        except Exception as exc:
-            yield Output(*key, error=exc)
+            while not self._stopped:
+                self.engine.wait()
+                outputs = self.engine.step()
+                if outputs:
+                    self._deliver(outputs)
+        except BaseException as exc:
+            logger.exception("the computing thread ended")
+            self.failure = exc
 
 
-def _output(key: tuple[str, int], step: Step, forced: bool, skipped: int, timings: dict[str, float]) -> Output:
-    tokens, text = ((), "") if forced else ((step.token_id,), step.text)
-    return Output(*key, tokens, text, step.units[skipped:], step.finish, timings)
+def key(request: TurnRequest) -> str:
+    """The engine's name for the turn: another epoch of it may still be on its way out."""
+    return f"{request.turn_id}/{request.epoch}"
 
 
-def _conversation(request: TurnRequest) -> list[Utterance]:
-    return [_utterance(message) for message in request.messages]
+def as_wire_error(error: EngineError) -> errors.OmniError:
+    """The engine's verdict on one sequence → what the client is told."""
+    kind = errors.Internal if isinstance(error, NotFinite | RowFailed) else errors.BadRequest
+    return kind(str(error), code=error.code)
 
 
 def _utterance(message: Message) -> Utterance:
     speech = None if message.pcm16 is None else from_pcm16(message.pcm16)
     return Utterance(message.role, message.text, speech)
-
-
-def _sampling(request: TurnRequest) -> Sampling:
-    own = request.sampling
-    return Sampling(own.temperature, own.top_p, own.top_k, own.max_new_tokens, own.seed)

@@ -96,7 +96,7 @@ class VocoderWorker:
         finally:
             self._running -= 1
 
-    async def load(self) -> dict[str, Any]:
+    def load(self) -> dict[str, Any]:
         return {
             "pid": os.getpid(),
             "slots": self._config.vocoder_batch,
@@ -108,7 +108,7 @@ class VocoderWorker:
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Serve collects this from every replica and gives it to the controllers' routers."""
-        return await self.load()
+        return self.load()
 
     def check_health(self) -> None:
         if not self._gathering.alive:

@@ -1,0 +1,137 @@
+"""The model worker on the tiny checkpoint, in this process and without Ray: what it sends, and what it gives back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from omni import checkpoints
+from omni.audio import wav
+from omni.model import checkpoint
+from omni.model.prompt import Utterance
+from omni.model.sampling import Sampling as ModelSampling
+from omni.serve import errors
+from omni.serve.config import ServeConfig
+from omni.serve.model_worker import ModelWorker
+from omni.serve.protocol import Message, Sampling, Tokens, TurnRequest
+
+SPEECH = wav.read(Path(__file__).parents[1] / "golden" / "audio" / "utt0.wav")
+QUESTION = (Message("user", pcm16=wav.to_pcm16(SPEECH)),)
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def config() -> ServeConfig:
+    tiny = checkpoints.resolve("tiny")
+    return ServeConfig(tiny.name, str(tiny.model), str(tiny.vocoder), slots=2, waiting=2, max_new_tokens=250)
+
+
+@pytest.fixture(scope="module")
+def worker(config: ServeConfig) -> Iterator[ModelWorker]:
+    worker = ModelWorker(config, "w1")
+    yield worker
+    worker.stop()
+
+
+def request(turn_id: str = "t", tokens: int = TOKENS, **more: object) -> TurnRequest:
+    return TurnRequest(turn_id, 0, QUESTION, Sampling(max_new_tokens=tokens), **more)  # type: ignore[arg-type]
+
+
+async def whole(stream: AsyncIterator[Tokens]) -> tuple[tuple[int, ...], str, tuple[int, ...], list[Tokens]]:
+    messages = [message async for message in stream]
+    assert [message.number for message in messages] == list(range(len(messages)))
+    ids = tuple(token for message in messages for token in message.token_ids)
+    units = tuple(unit for message in messages for unit in message.units)
+    return ids, "".join(message.text for message in messages), units, messages
+
+
+async def test_it_answers_as_the_reference_path_does(worker, config):
+    ids, text, units, messages = await whole(worker.generate(request()))
+    omni = checkpoint.load(config.model)
+    heard = wav.from_pcm16(wav.to_pcm16(SPEECH))  # as it went over the wire
+    steps = list(omni.answer([Utterance("user", speech=heard)], ModelSampling(max_new_tokens=TOKENS)))
+    assert ids == tuple(step.token_id for step in steps)
+    assert text == "".join(step.text for step in steps)
+    assert units == tuple(unit for step in steps for unit in step.units)
+    assert messages[-1].finish == "length"
+
+
+async def test_the_first_message_says_who_answers(worker):
+    async with aclosing(worker.generate(request())) as stream:
+        first = await anext(stream)
+    assert (first.worker, first.token_ids, first.epoch, first.number) == ("w1", (), 0, 0)
+
+
+@pytest.mark.parametrize("k", [1, TOKENS // 2, TOKENS - 1])
+async def test_forced_tokens_are_neither_chosen_nor_sent_again(worker, k):
+    """What another worker has given before, and this one's rest, are the whole."""
+    ids, text, units, messages = await whole(worker.generate(request()))
+    before = [message for message in messages if message.number <= k]
+    forced = tuple(token for message in before for token in message.token_ids)
+    received = sum(len(message.units) for message in before)
+    again = replace(request("t2", forced_tokens=forced, received_units=received), epoch=1)
+    rest_ids, rest_text, rest_units, rest = await whole(worker.generate(again))
+    assert forced + rest_ids == ids
+    assert "".join(message.text for message in before) + rest_text == text
+    assert units[:received] + rest_units == units
+    assert {message.epoch for message in rest} == {1}
+
+
+async def test_leaving_frees_the_slot(worker):
+    """The worker computes nothing more for a turn that was cancelled, and has room for the next."""
+    async with aclosing(worker.generate(request(tokens=250))) as stream:
+        async for message in stream:
+            if message.token_ids:
+                break
+    async with asyncio.timeout(10):
+        while worker.load()["running"] or worker.load()["waiting"]:  # noqa: ASYNC110 (the thread sets no event)
+            await asyncio.sleep(0.01)
+
+
+async def test_full_worker_says_busy_and_when_to_come_back(worker, config):
+    """Two slots and two places in the queue: the fifth is told at once, and the others lose nothing by it."""
+    streams = [worker.generate(request(f"t{i}")) for i in range(4)]
+    for stream in streams:
+        await anext(stream)
+    with pytest.raises(errors.Busy) as busy:
+        await anext(worker.generate(request("t4")))
+    assert busy.value.retry_after
+    answers = await asyncio.gather(*(_rest(stream) for stream in streams))
+    assert answers == [(await whole(worker.generate(request("alone"))))[1]] * 4
+
+
+async def test_queued_turn_hears_heartbeats(worker, config):
+    """A turn without a slot is told so while it waits."""
+    running = [worker.generate(request(f"r{i}", tokens=200)) for i in range(2)]
+    for stream in running:
+        async for message in stream:
+            if message.token_ids:
+                break
+    async with aclosing(worker.generate(request("queued"))) as queued:
+        first = await anext(queued)
+    for stream in running:
+        await stream.aclose()
+    assert first.waiting
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"sampling": Sampling(max_new_tokens=10_000)}, "answer_too_long"),
+        ({"sampling": Sampling(temperature=float("nan"))}, "bad_sampling"),
+        ({"messages": (Message("assistant", text="Hello"),)}, "bad_prompt"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+async def test_what_is_wrong_with_a_request_is_told(worker, change, code):
+    with pytest.raises(errors.BadRequest) as told:
+        await whole(worker.generate(replace(request(), **change)))
+    assert told.value.code == code
+    assert worker.load()["running"] == 0
+
+
+async def _rest(stream: AsyncIterator[Tokens]) -> str:
+    return "".join([message.text async for message in stream])
