@@ -59,6 +59,7 @@ class Tokens:
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage; in the first and the last message
     waiting: bool = False  # for a slot
     worker: str = ""  # who says so
+    num_prompt_tokens: int = 0  # positions of the prompt, speech included; 0 where it is not said
 
 
 # --- events, as a client sees them ------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ class Ledger:
         self.text = ""
         self.units_received = 0
         self.finish: str | None = None
+        self.num_prompt_tokens = 0
         self.timings: dict[str, float] = {}
         self._num_units = num_units
         self._expected = 0  # number of the epoch's next message
@@ -91,6 +92,7 @@ class Ledger:
         self.text += message.text
         self.units_received += len(message.units)
         self.finish = message.finish
+        self.num_prompt_tokens = message.num_prompt_tokens or self.num_prompt_tokens
         self.timings.update(message.timings)
         return True
 
@@ -287,7 +289,15 @@ class Turn:
         ledger = self.ledger
         assert ledger.finish is not None
         timings = ledger.timings | {"total": _now() - self._start}
-        return Done(ledger.text, ledger.finish, len(ledger.tokens), ledger.units_received, self._samples, timings)
+        return Done(
+            ledger.text,
+            ledger.finish,
+            len(ledger.tokens),
+            ledger.units_received,
+            self._samples,
+            timings,
+            ledger.num_prompt_tokens,
+        )
 
     def _end_with(self, error: errors.OmniError) -> None:
         while not self._outbox.empty():

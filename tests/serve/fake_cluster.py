@@ -24,6 +24,7 @@ from omni.vocoder.streaming import Chunk, ChunkReply
 
 WORDS = ["I", " am", " a", " fake", ",", " and", " say", " this", " to", " all", "."]
 UNITS_PER_TOKEN = 6
+PROMPT_TOKENS = 17
 SAMPLES_PER_FRAME = 320
 VOICE = {  # the published vocoder's shape, as config.json tells it
     "num_embeddings": 1000,
@@ -58,7 +59,7 @@ class FakeCluster:
                     await self.gate.wait()
                 last = i + 1 == wanted
                 finish = None if not last else "stop" if wanted == len(WORDS) else "length"
-                yield Tokens(request.epoch, number, (i,), WORDS[i], units_of(i), finish)
+                yield Tokens(request.epoch, number, (i,), WORDS[i], units_of(i), finish, num_prompt_tokens=PROMPT_TOKENS)
                 self.tokens_sent += 1
         finally:
             self.closed.append(request.turn_id)

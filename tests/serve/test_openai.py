@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import soxr
 from fake_cluster import (
+    PROMPT_TOKENS,
     WORDS,
     FakeCluster,
     config,
@@ -75,8 +76,9 @@ async def test_whole_answer(client):
     assert wav.to_pcm16(wav.decode(base64.b64decode(choice.message.audio.data))) == pcm
     assert choice.message.audio.expires_at > reply.created
     assert reply.model == "fake" and reply.object == "chat.completion"
-    assert reply.usage.completion_tokens == len(WORDS)
-    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    usage = reply.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (PROMPT_TOKENS, len(WORDS))
+    assert usage.total_tokens == PROMPT_TOKENS + len(WORDS)
 
 
 async def test_text_only(client, cluster):
