@@ -34,8 +34,8 @@ fairseq: .venv/.test  # the optional backend, and the test that it gives the sam
 	$(PIP) --editable '.[fairseq]'
 	$(PIP) --no-deps fairseq==0.12.2
 
-bench: weights
-	$(BIN)/python -m bench $(ARGS)
+bench: install
+	$(BIN)/python -m bench.vocoder $(ARGS)
 
 .venv/.installed: setup.cfg constraints.txt
 	@$(SYSTEM) $(PYTHON)=python3
