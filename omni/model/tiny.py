@@ -64,13 +64,14 @@ def write(directory: Path) -> None:
         encoder.positional_embedding.copy_(sinusoids(ENCODER_DIMS.num_positions, ENCODER_DIMS.width))
         adaptor = Adaptor(config)
         llm = Llama(config.llm, config.vocab_size, config.tied_embeddings)
+        assert llm.lm_head is not None, "the tiny LLM's embeddings are not tied"
         units = UnitDecoder(config.unit_decoder, config.llm.width, config.num_units, config.upsample)
         for stack in (llm, units):
             lively(stack)
         units.output_proj.bias.data[-1] += 3.0  # more blanks
         tokenizer = byte_tokenizer()
         for token_id in range(config.vocab_size - 1):
-            text = tokenizer.decode([token_id])
+            text = str(tokenizer.decode([token_id]))
             if not (text.isascii() and text.isprintable()):
                 llm.lm_head.weight.data[token_id] = 0.0  # never the best: the answer is readable ASCII
     weights = {f"model.{name}": x for name, x in llm.state_dict().items()}

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 SEED = 1717
 NUM_UNITS = 100
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "upsample_rates": [5, 4, 4, 2, 2],
     "upsample_kernel_sizes": [11, 8, 8, 4, 4],
     "upsample_initial_channel": 32,
