@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from omni import __version__
 from omni.serve.cluster import Cluster
 from omni.serve.config import API_KEY_VARIABLE, ServeConfig
-from omni.serve.errors import Unauthorized
+from omni.serve.errors import Internal, OmniError, Unauthorized
 from omni.serve.events import FRAMES, JSON_LINES
 from omni.serve.metrics import CONTENT_TYPE, Metrics
 from omni.serve.openai_api import ChatRequest, OpenAIApi
@@ -204,6 +204,14 @@ def _add_errors(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "bad_request")
         failed = Failed(code, str(exc.detail), exc.status_code)
         return Response(error_body(failed), exc.status_code, {**(exc.headers or {}), **error_headers(failed)})
+
+    @app.exception_handler(OmniError)
+    async def omni_error(request: Request, exc: OmniError) -> Response:
+        return error_response(exc)
+
+    @app.exception_handler(Exception)
+    async def our_mistake(request: Request, exc: Exception) -> Response:
+        return error_response(Internal("Something went wrong here; the server's log has the details."))
 
 
 def _model(config: ServeConfig, started: int) -> dict[str, Any]:

@@ -63,10 +63,7 @@ class LiveTurn:
     async def read(self, max_bytes: int) -> bytes:
         """The request's body, within all limits."""
         config = self._registry.config
-        try:
-            body = await self.exchange.read(max_bytes, config.upload_deadline, self._count_upload)
-        finally:
-            self._registry.uploading -= self._uploading
+        body = await self.exchange.read(max_bytes, config.upload_deadline, self._count_upload)
         self.asked = self._registry.clock()
         return body
 
@@ -76,6 +73,8 @@ class LiveTurn:
         """The turn's events; the last one is Done. Anything else that ends it is raised."""
         registry = self._registry
         registry.admit()  # much may have changed while the question was on its way
+        registry.answering.add(self.turn_id)
+        self.forget_upload()
         self.sampling = sampling
         self.audio_in = sum(len(each.pcm16 or b"") for each in messages) / SAMPLE_BYTES / SAMPLE_RATE
         own = turn.Turn(registry.cluster, registry.config, messages, sampling, audio=audio, turn_id=self.turn_id)
@@ -90,7 +89,8 @@ class LiveTurn:
                 self._note(event)
                 yield event
         finally:
-            await events.aclose()
+            with suppress(RuntimeError):  # it still runs: cancelled, but held up by a worker that does not answer
+                await events.aclose()
 
     def _note(self, event: TextDelta | AudioDelta | Done) -> None:
         name = {TextDelta: "first_text", AudioDelta: "first_audio", Done: "total"}[type(event)]
@@ -105,6 +105,11 @@ class LiveTurn:
         self._registry.uploading += num_bytes
         if self._registry.uploading > self._registry.config.max_uploading_bytes:
             raise Busy("Too many bytes are being uploaded at once.", retry_after=RETRY_SECONDS)
+
+    def forget_upload(self) -> None:
+        """The body was decoded, or dropped."""
+        self._registry.uploading -= self._uploading
+        self._uploading = 0
 
     @property
     def outcome(self) -> str:
@@ -141,7 +146,8 @@ class Registry:
         self.live: dict[str, LiveTurn] = {}
         self.draining = False
         self._left = asyncio.Event()  # set whenever a turn leaves
-        self.uploading = 0  # bytes of bodies that are still arriving
+        self.answering: set[str] = set()  # those of the live turns whose question has arrived
+        self.uploading = 0  # bytes of bodies that are arriving or being decoded
         # Turn has deadlines of its own; this one only ends a stream that a mistake of ours would let hang.
         deadlines = (config.queue_deadline, config.progress_deadline, config.vocoder_deadline)
         self.guard_seconds = 2 * max(deadlines) + 5.0
@@ -154,14 +160,16 @@ class Registry:
         return live
 
     def admit(self) -> None:
-        """Room for one more? The asking turn is among the live ones."""
+        """Room for one more answer? Questions that are only arriving take no place: slow ones would shut others out."""
         if self.draining:
             raise Draining("This controller is shutting down; another one may answer.", retry_after=RETRY_SECONDS)
-        if len(self.live) > self.config.max_turns:
+        if len(self.answering) >= self.config.max_turns:
             raise Busy(f"{self.config.max_turns} turns are being answered, the limit.", retry_after=RETRY_SECONDS)
 
     def leave(self, live: LiveTurn) -> None:
         del self.live[live.turn_id]
+        self.answering.discard(live.turn_id)
+        live.forget_upload()
         self._left.set()
         metrics, outcome = self.metrics, live.outcome
         metrics.live.set(len(self.live))

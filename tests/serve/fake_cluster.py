@@ -59,7 +59,8 @@ class FakeCluster:
                     await self.gate.wait()
                 last = i + 1 == wanted
                 finish = None if not last else "stop" if wanted == len(WORDS) else "length"
-                yield Tokens(request.epoch, number, (i,), WORDS[i], units_of(i), finish, num_prompt_tokens=PROMPT_TOKENS)
+                made = (i,), WORDS[i], units_of(i), finish
+                yield Tokens(request.epoch, number, *made, num_prompt_tokens=PROMPT_TOKENS)
                 self.tokens_sent += 1
         finally:
             self.closed.append(request.turn_id)

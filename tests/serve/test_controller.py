@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import re
+import signal
+import socket
 
 import httpx
 import pytest
+import uvicorn
 from fake_cluster import FakeCluster, config, in_process, lost_worker, over_tcp, question, until, whole_answer
 from prometheus_client.parser import text_string_to_metric_families
 
-from omni.serve.controller import make_app
+from omni.serve.controller import DrainingServer, make_app
 
 
 @pytest.fixture
@@ -195,6 +198,21 @@ async def test_upload_that_never_ends_in_time(tmp_path, cluster):
     assert head.startswith(b"HTTP/1.1 408") and b"upload_too_slow" in body
 
 
+async def test_slow_questions_take_no_place(tmp_path, cluster):
+    """Many requests that arrive a byte at a time do not keep a normal one from its answer."""
+    app = make_app(config(tmp_path, max_turns=1), cluster)
+    async with over_tcp(app) as url, httpx.AsyncClient() as http:
+        slow = [await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1])) for _ in range(20)]
+        for _, writer in slow:
+            writer.write(HALF_A_REQUEST)
+        await until(lambda: app.state.registry.uploading == 4 * len(slow))
+        assert (await http.post(f"{url}/v1/turns", content=question())).status_code == 200
+        for _, writer in slow:
+            writer.close()
+        await until(lambda: not app.state.registry.live)
+    assert app.state.registry.uploading == 0
+
+
 async def test_client_that_leaves_during_its_upload(app, cluster):
     """Half a question and a closed connection are a cancelled turn."""
     async with over_tcp(app) as url:
@@ -238,6 +256,25 @@ async def test_drain_ends_at_its_deadline(app, cluster):
         await registry.drain(0.05)
         assert '"draining"' in (await first).text.splitlines()[-1]
     assert not registry.live and cluster.closed
+
+
+async def test_a_signal_drains_the_server(app, cluster):
+    """After SIGTERM probes say no, the live turn is heard to its end, and the server leaves by itself."""
+    cluster.gate = asyncio.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = DrainingServer(uvicorn.Config(app, log_config=None, ws="none"), app.state.registry, 30)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started)
+        async with httpx.AsyncClient() as http:
+            asking = asyncio.create_task(http.post(f"{url}/v1/turns", content=question()))
+            await until(lambda: cluster.tokens_sent)
+            server.handle_exit(signal.SIGTERM, None)
+            await until(lambda: app.state.registry.draining)
+            assert (await http.get(f"{url}/ready")).status_code == 503
+            cluster.gate.set()
+            assert (await asking).status_code == 200
+        await asyncio.wait_for(serving, 10)
 
 
 async def test_no_turn_is_left_after_a_storm(app, cluster):
