@@ -15,6 +15,6 @@ wait
 test -f "$run/heldout/heldout.jsonl" || omni train heldout --output "$run/heldout"
 
 # Understanding: the adaptor learns to hear, then it and the LLM learn to answer.
-omni train stage1 --output "$run" --phase hear --minutes 19 --heldout "$run/heldout"
-omni train stage1 --output "$run" --phase read --minutes 7 --heldout "$run/heldout"
-omni train stage1 --output "$run" --phase answer --minutes 26 --heldout "$run/heldout"
+omni train stage1 --output "$run" --phase hear --minutes 19 --heldout "$run/heldout/heldout.jsonl"
+omni train stage1 --output "$run" --phase read --minutes 7 --heldout "$run/heldout/heldout.jsonl"
+omni train stage1 --output "$run" --phase answer --minutes 26 --heldout "$run/heldout/heldout.jsonl"

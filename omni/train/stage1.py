@@ -35,13 +35,15 @@ from omni.model import packaged
 from omni.model.adaptor import Adaptor
 from omni.model.config import BlockConfig, OmniConfig, RopeConfig
 from omni.model.prompt import SPEECH, Prompt, Utterance
-from omni.train import speech
+from omni.train import scoring, speech
 from omni.train.instructions import DATA, OPENINGS, Example, examples
+from omni.train.scoring import Question
+from omni.train.words import errors
 
 logger = logging.getLogger(__name__)
 ADAPTOR_HIDDEN, ADAPTOR_CONTEXT = 1024, 2  # ±2 windows: 25 frames; what the mini checkpoint's config.json says
 BLANK_SCALE = 3.0  # log of the scale of the cosines at the start
-HEAR_BATCH, READ_BATCH, ANSWER_BATCH = 32, 24, 12
+HEAR_BATCH, READ_BATCH, ANSWER_BATCH = 64, 24, 12
 HEAR_SHARE = 0.5  # of the loss of phase `hear` that goes on in phase `answer`
 KIND_SHARES = {"chitchat": 0.44, "factual": 0.38, "everyday": 0.08, "repeat": 0.10}
 
@@ -190,7 +192,7 @@ def make_hearing(run: "Run") -> Hearing:
 def hear_loss(run: "Run", hearing: Hearing) -> Tensor:
     batch = run.corpus.draw_spoken(HEAR_BATCH)
     with torch.autocast("cpu", torch.bfloat16):
-        embeddings = run.adaptor(F.dropout(pad([said.frames for said in batch]), 0.1))
+        embeddings = run.adaptor(F.dropout(pad([said.frames for said in batch]), 0.2))
     said = [run.tokens(each.text) for each in batch]
     return hearing.loss(embeddings.float(), [len(each.frames) // 5 for each in batch], said)
 
@@ -215,25 +217,15 @@ def train_hearing(run: "Run") -> None:
 def hear_heldout(run: "Run", hearing: Hearing) -> float:
     """Token error rate of the held-out questions, greedily decoded."""
     wrong = total = 0
-    for number, question in enumerate(run.heldout):
-        best = hearing(question.frames[None].float())[0][0].argmax(-1)
+    for number, each in enumerate(run.heldout):
+        best = hearing(each.frames[None].float())[0][0].argmax(-1)
         best = torch.unique_consecutive(best)
         heard = [hearing.token_ids[i] for i in best.tolist() if i < len(hearing.token_ids)]
-        wrong += edits(heard, run.tokens(question.row["instruction"]))
-        total += len(run.tokens(question.row["instruction"]))
+        wrong += errors(heard, run.tokens(each.question.instruction))
+        total += len(run.tokens(each.question.instruction))
         if number % 10 == 0:
-            logger.info("%r heard as %r", question.row["instruction"], run.tokenizer.decode(heard))
+            logger.info("%r heard as %r", each.question.instruction, run.tokenizer.decode(heard))
     return wrong / total
-
-
-def edits(a: Sequence[int], b: Sequence[int]) -> int:
-    """Levenshtein's distance."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1]
 
 
 # ---------------------------------------------------------------- phase `answer`
@@ -262,7 +254,7 @@ def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_
     hearing.load_state_dict(torch.load(run.folder / "stage1-hear.pt", weights_only=True)["module"])
     groups: list[dict] = [
         {"params": low_rank(deltas), "part": 1.0},
-        {"params": list(hearing.parameters()), "part": 0.2},
+        {"params": list(hearing.parameters()), "part": 0.5},
     ]
     optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     modules = nn.ModuleDict({"hearing": hearing, "deltas": nn.ModuleList(deltas.values())})
@@ -274,10 +266,10 @@ def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_
         if run.time_to_look():
             run.save(optimizer, modules)
             run.export(deltas)
-            run.note(**ask_heldout(run, every=4, ways=("voice",)))
+            run.note(heard_wrong=hear_heldout(run, hearing), **ask_heldout(run, every=4, ways=("voice",)))
     run.save(optimizer, modules)
     run.export(deltas)
-    run.note(**ask_heldout(run))
+    run.note(heard_wrong=hear_heldout(run, hearing), **ask_heldout(run))
 
 
 def answer_loss(run: "Run", batch: "Sequence[Asked]") -> Tensor:
@@ -306,20 +298,21 @@ def ask_heldout(run: "Run", every: int = 1, ways: Sequence[str] = ("voice", "tex
     asked = run.heldout[::every]
     scores: dict[str, float] = {}
     for way in ways:
-        prompts = [prompt_of(run, question, way) for question in asked]
+        prompts = [prompt_of(run, each, way) for each in asked]
         fitting: dict[str, list[bool]] = {}
-        for i, (question, answer) in enumerate(zip(asked, generate(run, prompts), strict=True)):
-            fitting.setdefault(question.row["kind"], []).append(fits(question.row, answer))
+        for i, (each, answer) in enumerate(zip(asked, generate(run, prompts), strict=True)):
+            fits = scoring.fits(each.question, answer)
+            fitting.setdefault(each.question.kind, []).append(fits)
             if way == "voice" and i % 5 == 0:
-                logger.info("%s %r: %r", "+-"[not fits(question.row, answer)], question.row["instruction"], answer)
+                logger.info("%s %r: %r", "+" if fits else "-", each.question.instruction, answer)
         scores |= {f"{kind}_{way}": sum(good) / len(good) for kind, good in fitting.items()}
     return scores
 
 
-def prompt_of(run: "Run", question: "Question", way: str) -> Tensor:
+def prompt_of(run: "Run", each: "Heldout", way: str) -> Tensor:
     if way == "voice":
-        return run.splice(run.adaptor(question.frames[None].float())[0])
-    return run.embed(run.prompt([Utterance("user", text=question.row["instruction"])]))
+        return run.splice(run.adaptor(each.frames[None].float())[0])
+    return run.embed(run.prompt([Utterance("user", text=each.question.instruction)]))
 
 
 def generate(run: "Run", prompts: Sequence[Tensor], limit: int = 24, size: int = 25) -> list[str]:
@@ -344,40 +337,22 @@ def generate(run: "Run", prompts: Sequence[Tensor], limit: int = 24, size: int =
     return answers
 
 
-def fits(row: dict, answer: str) -> bool:
-    """Whether the answer names the fact, or is nearly (word-F1 above 0.8) one of the responses that fit."""
-    said = words(answer)
-    if row["fact"]:
-        fact = words(row["fact"])
-        return any(said[i : i + len(fact)] == fact for i in range(len(said)))
-    return any(word_f1(said, words(each)) > 0.8 for each in row["accept"])
-
-
-def words(text: str) -> list[str]:
-    return "".join(letter if letter.isalnum() or letter == "'" else " " for letter in text.lower()).split()
-
-
-def word_f1(a: list[str], b: list[str]) -> float:
-    common = sum(min(a.count(word), b.count(word)) for word in set(a))
-    return 2 * common / (len(a) + len(b)) if common else 0.0
-
-
 # ---------------------------------------------------------------- the data
 
 
 @dataclass(frozen=True)
-class Question:
-    """A held-out question: its row of heldout.jsonl, and what the encoder hears."""
+class Heldout:
+    """A held-out question, and what the encoder hears of it."""
 
-    row: dict
+    question: Question
     frames: Tensor
 
 
-def read_heldout(folder: Path) -> list[Question]:
+def read_heldout(manifest: Path) -> list[Heldout]:
     encoder = speech.load_encoder()
-    rows = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
     return [
-        Question(row, speech.encode(encoder, soundfile.read(folder / row["audio"], dtype="float32")[0])) for row in rows
+        Heldout(question, speech.encode(encoder, soundfile.read(question.audio, dtype="float32")[0]))
+        for question in scoring.read_manifest(manifest)
     ]
 
 
@@ -455,7 +430,7 @@ class Run:
     tokenizer: PreTrainedTokenizerFast
     adaptor: Adaptor
     corpus: Corpus
-    heldout: list[Question]
+    heldout: list[Heldout]
     steps: int = 0
     seconds: float = 0.0  # of training, over all starts
     last: float = field(default_factory=time.monotonic)
@@ -534,7 +509,10 @@ class Run:
         if self.state.exists():
             state = torch.load(self.state, weights_only=True)
             module.load_state_dict(state["module"])
+            parts = [group.get("part", 1.0) for group in optimizer.param_groups]  # as asked for now, not then
             optimizer.load_state_dict(state["optimizer"])
+            for group, part in zip(optimizer.param_groups, parts, strict=True):
+                group["part"] = part
             self.steps, self.seconds, self.looked = state["steps"], state["seconds"], state["seconds"]
         self.last = time.monotonic()
 
@@ -556,7 +534,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spoken-share", type=float, default=0.7, help="of the questions in phase answer (default: %(default)s)"
     )
-    parser.add_argument("--heldout", type=Path, default=DATA, help="folder of heldout.jsonl (default: the shipped one)")
+    parser.add_argument(
+        "--heldout", type=Path, default=DATA / "heldout.jsonl", help="held-out questions (default: the shipped ones)"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 

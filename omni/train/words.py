@@ -72,7 +72,7 @@ def year(value: int) -> str:
     return f"{cardinal(first)} " + ("hundred" if last == 0 else f"oh {ONES[last]}" if last < 10 else cardinal(last))
 
 
-def errors(ours: Sequence[str], theirs: Sequence[str]) -> int:
+def errors(ours: Sequence[object], theirs: Sequence[object]) -> int:
     """The fewest insertions, deletions and substitutions that make one sequence the other."""
     row = list(range(len(theirs) + 1))
     for i, word in enumerate(ours, start=1):

@@ -78,30 +78,6 @@ def test_saved_deltas_load_again(llm, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(stage1.low_rank(deltas), saved, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("answer", "fitting"),
-    [
-        ("The capital of France is Paris.", True),
-        ("It is Paris", True),
-        ("The capital of France is Parisian.", False),
-        ("The capital of France is Berlin.", False),
-    ],
-)
-def test_a_factual_answer_fits_when_it_names_the_fact(answer, fitting):
-    row = {"fact": "Paris", "accept": ["The capital of France is Paris."]}
-    assert stage1.fits(row, answer) == fitting
-
-
-@pytest.mark.parametrize(("answer", "fitting"), [("Hi there! How can I help?", True), ("Goodbye.", False), ("", False)])
-def test_a_chat_answer_fits_when_it_is_nearly_one_that_fits(answer, fitting):
-    assert stage1.fits({"fact": None, "accept": ["Hello!", "Hi there, how can I help you?"]}, answer) == fitting
-
-
-@pytest.mark.parametrize(("a", "b", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0)])
-def test_edits_is_levenshteins_distance(a, b, distance):
-    assert stage1.edits(list(map(ord, a)), list(map(ord, b))) == distance
-
-
 def test_a_shard_gives_back_what_was_written(tmp_path):
     """Examples, voices and frames survive the file, in order."""
     frames = [torch.randn(5 * n, 8).half() for n in (3, 1)]
