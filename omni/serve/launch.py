@@ -30,7 +30,7 @@ from omni import checkpoints
 from omni.serve import ray_node
 from omni.serve.config import DTYPES, MODEL_WEIGHTS, VOCODER_BACKENDS, ConfigError, ServeConfig
 
-START_SECONDS = 120.0  # for Ray, and again for controller and page; loading weights may take as long as it takes
+START_SECONDS = 300.0  # for Ray, and again for controller and page: a few, unless the machine has much else to do
 WATCH_SECONDS = 1.0
 RAY_END_SECONDS = 3.0  # Ray's own processes end in 1.2 to 2.6 s; its workers have nothing left to do
 RESTARTS_PER_MINUTE = 5
@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--token-file", metavar="FILE", help="the secret joining machines must have (default: a new one)"
     )
+    where.add_argument("--log-dir", metavar="DIR", help="keep the logs of controller, page and Ray there")
     where.add_argument("--dashboard", action="store_true", help="run Ray's dashboard too")
 
     workers = parser.add_argument_group("workers")
@@ -101,13 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     try:
+        check_ports(args)
+        check_gpus(args)
         config = make_config(args)
-        check_ports(config)
-        check_gpus(config)
     except (ConfigError, checkpoints.UnknownCheckpoint, LaunchFailed) as exc:
         print(f"omni up: {exc}", file=sys.stderr)
         return 2
-    return Launch(config, args.ray_port, args.token_file).run()
+    return Launch(config, args.ray_port, args.token_file, args.log_dir).run()
 
 
 def make_config(args: argparse.Namespace) -> ServeConfig:
@@ -121,22 +122,22 @@ def make_config(args: argparse.Namespace) -> ServeConfig:
     return ServeConfig(**given)
 
 
-def check_ports(config: ServeConfig) -> None:
-    for option, port in (("--port", config.port), ("--web-port", config.web_port)):
-        if port is None:
+def check_ports(args: argparse.Namespace) -> None:
+    for option, port in (("--port", args.port), ("--web-port", None if args.no_web else args.web_port)):
+        if port is None or not 0 < port < 65536:  # the configuration will say it
             continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((config.host, port))
+                probe.bind((args.host, port))
             except OSError as exc:
                 raise LaunchFailed(
-                    f"{config.host}:{port} cannot be had ({exc.strerror}). Choose another {option}."
+                    f"{args.host}:{port} cannot be had ({exc.strerror}). Choose another {option}."
                 ) from exc
 
 
-def check_gpus(config: ServeConfig) -> None:
-    wanted = config.model_workers * config.model_gpus + config.vocoder_workers * config.vocoder_gpus
+def check_gpus(args: argparse.Namespace) -> None:
+    wanted = args.model_workers * args.model_gpus + args.vocoder_workers * args.vocoder_gpus
     if wanted > ray_node.num_gpus():
         raise LaunchFailed(f"The workers ask for {wanted:g} GPUs; this machine has {ray_node.num_gpus()}.")
 
@@ -144,10 +145,13 @@ def check_gpus(config: ServeConfig) -> None:
 class Launch:
     """The processes of one cluster, from start to end. `run()` is the whole of it."""
 
-    def __init__(self, config: ServeConfig, ray_port: int | None, token_file: str | None) -> None:
+    def __init__(
+        self, config: ServeConfig, ray_port: int | None, token_file: str | None, log_dir: str | None = None
+    ) -> None:
         self._given = config
         self._ray_port = ray_port or ray_node.free_port()
         self._token_file = token_file
+        self._log_dir = log_dir
         self._signals = 0
         self._start = time.monotonic()
         self._restarts: list[float] = []
@@ -170,6 +174,8 @@ class Launch:
         """Start one after another; what was started ends in reverse, whatever happens."""
         state_dir = Path(tempfile.mkdtemp(prefix="omni-"))
         stack.callback(self._clean, state_dir)
+        if self._log_dir:
+            Path(self._log_dir).mkdir(parents=True, exist_ok=True)
         self._config = self._prepare(state_dir)
         page = self._start_page(stack, state_dir)  # needs nobody to start, and takes its time
         head = self._start_ray(state_dir)
@@ -179,15 +185,18 @@ class Launch:
         self._load(deployments, places)
         children = {"controller": self._start_controller(state_dir)}
         stack.callback(self._drain, children)
-        self._wait_for(f"{self._url()}/ready", children["controller"], state_dir / "controller.log")
+        self._wait_for(f"{self._url()}/ready", children["controller"], self._log("controller"))
         if page is not None:
             children["page"] = page
-            self._wait_for(self._page_url(), page, state_dir / "page.log")
+            self._wait_for(self._page_url(), page, self._log("page"))
         self._announce()
         self._watch(head, children, deployments, places, state_dir)
 
     def _prepare(self, state_dir: Path) -> ServeConfig:
-        token = Path(self._token_file).read_text().strip() if self._token_file else None
+        try:
+            token = Path(self._token_file).read_text().strip() if self._token_file else None
+        except OSError as exc:
+            raise LaunchFailed(f"--token-file {self._token_file} cannot be read: {exc.strerror}.") from exc
         config = dataclasses.replace(
             self._given,
             state_dir=str(state_dir),
@@ -218,13 +227,13 @@ class Launch:
 
         from omni.serve import deployments, ray_cluster
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         stack.callback(ray.shutdown)
-        end, log = time.monotonic() + START_SECONDS, Path(self._config.state_dir) / "ray.log"
-        while not _answers(self._config.ray_address):
+        end, log = time.monotonic() + START_SECONDS, self._log("ray")
+        while not (_answers(self._config.ray_address) and ray_cluster.attach(self._config)):
             if head.poll() is not None or time.monotonic() > end:
                 raise ray_node.NodeFailed(f"Ray does not start:\n{ray_node.last_words(log)}")
             self._pause(0.05)
-        ray_cluster.attach(self._config)
         self._listen()  # Ray has taken SIGTERM for itself
         return deployments
 
@@ -236,8 +245,7 @@ class Launch:
             self._say_how_to_join()
         while any(deployments.places()[kind] < max(1, number) for kind, number in own.items()):
             if head.poll() is not None:
-                log = Path(self._config.state_dir) / "ray.log"
-                raise LaunchFailed(f"Ray ended by itself:\n{ray_node.last_words(log)}")
+                raise LaunchFailed(f"Ray ended by itself:\n{ray_node.last_words(self._log('ray'))}")
             self._pause(0.2)
         return deployments.places()
 
@@ -257,7 +265,7 @@ class Launch:
     def _start_controller(self, state_dir: Path) -> ray_node.Child:
         self._say("starting the controller …")
         command = [sys.executable, "-m", "omni.serve.driver", str(state_dir / "config.json")]
-        return self._child(command, state_dir / "controller.log")
+        return self._child(command, "controller")
 
     def _start_page(self, stack: ExitStack, state_dir: Path) -> ray_node.Child | None:
         if self._config.web_port is None:
@@ -269,10 +277,15 @@ class Launch:
     def _run_page(self, state_dir: Path) -> ray_node.Child:
         command = [sys.executable, "-m", "omni.serve.gradio_web", "--controller", self._url()]
         command += ["--host", self._config.host, "--port", str(self._config.web_port)]
-        return self._child(command, state_dir / "page.log")
+        return self._child(command, "page")
 
-    def _child(self, command: list[str], log: Path) -> ray_node.Child:
-        return ray_node.run_child(command, log, ray_node.environment(log.parent, self._config.ray_token_file))
+    def _child(self, command: list[str], name: str) -> ray_node.Child:
+        environment = ray_node.environment(self._config.state_dir, self._config.ray_token_file)
+        return ray_node.run_child(command, self._log(name), environment)
+
+    def _log(self, name: str) -> Path:
+        directory = self._config.state_dir if name == "ray" or not self._log_dir else self._log_dir
+        return Path(directory) / f"{name}.log"
 
     def _wait_for(self, url: str, child: ray_node.Child, log: Path) -> None:
         end = time.monotonic() + START_SECONDS
@@ -295,27 +308,27 @@ class Launch:
         while True:
             self._pause(WATCH_SECONDS)
             if head.poll() is not None:
-                raise LaunchFailed(f"Ray ended by itself:\n{ray_node.last_words(state / 'ray.log')}")
+                raise LaunchFailed(f"Ray ended by itself:\n{ray_node.last_words(self._log('ray'))}")
             for name, child in children.items():
                 if child.poll() is not None:
-                    self._count_restart(name, state / f"{name}.log")
+                    self._count_restart(name)
                     children[name] = starters[name](state)
             if (now := deployments.places()) != places and min(now.values()) > 0:
                 self._say(f"workers wanted now: {now['model']} model, {now['vocoder']} vocoder")
                 deployments.scale(self._config, now)
                 places = now
 
-    def _count_restart(self, name: str, log: Path) -> None:
+    def _count_restart(self, name: str) -> None:
         now = time.monotonic()
         self._restarts = [each for each in self._restarts if now - each < 60] + [now]
         print(f"omni up: the {name} ended by itself; starting it again", file=sys.stderr)
         if len(self._restarts) > RESTARTS_PER_MINUTE:
-            raise LaunchFailed(f"The {name} ends again and again:\n{ray_node.last_words(log)}")
+            raise LaunchFailed(f"The {name} ends again and again:\n{ray_node.last_words(self._log(name))}")
 
     # --- end ----------------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -349,6 +362,9 @@ class Launch:
 
     def _clean(self, state_dir: Path) -> None:
         ray_node.sweep(state_dir)
+        if self._log_dir:
+            for log in (state_dir / "ray.log", *state_dir.glob("ray/session_2*/logs")):
+                (shutil.copytree if log.is_dir() else shutil.copy)(log, Path(self._log_dir) / f"ray-{log.name}")
         shutil.rmtree(state_dir, ignore_errors=True)
         self._say("gone.")
 

@@ -46,7 +46,7 @@ class ModelWorker:
                 number += 1
                 outputs = await _collect(mailbox, self._config.silence_deadline / HEARTBEATS_PER_SILENCE)
                 if outputs:
-                    yield self._tokens(request, number, outputs)
+                    yield self._tokens(request, number, outputs, sequence)
                     finished = outputs[-1].finish is not None
                 else:
                     self.check_health()
@@ -80,7 +80,7 @@ class ModelWorker:
         waiting = sequence.state.value == "waiting"
         return Tokens(request.epoch, number, (), "", (), waiting=waiting, worker=self._worker)
 
-    def _tokens(self, request: TurnRequest, number: int, outputs: Sequence[Any]) -> Tokens:
+    def _tokens(self, request: TurnRequest, number: int, outputs: Sequence[Any], sequence: Any) -> Tokens:
         """Outputs that waited together go together."""
         if outputs[-1].error is not None:
             raise self._as_wire_error(outputs[-1].error)
@@ -95,6 +95,7 @@ class ModelWorker:
             tuple(unit for output in outputs for unit in output.units),
             outputs[-1].finish,
             timings,
+            num_prompt_tokens=sequence.prompt_length,
         )
 
     def _deliver(self, outputs: list) -> None:

@@ -35,10 +35,16 @@ DEPLOYMENTS: dict[Kind, str] = {"model": "ModelWorker", "vocoder": "VocoderWorke
 NAMESPACE = "omni"
 
 
-def attach(config: ServeConfig) -> None:
-    """Make this process a driver of the running cluster."""
+def attach(config: ServeConfig) -> bool:
+    """Make this process a driver of the running cluster. False: it is not there yet."""
     os.environ.update(environment(config.state_dir, config.ray_token_file))
-    ray.init(address=config.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        ray.init(address=config.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    except ConnectionError as exc:
+        logger.info("the cluster at %s is not there yet: %s", config.ray_address, exc)
+        ray.shutdown()
+        return False
+    return True
 
 
 class RayCluster:
@@ -51,7 +57,8 @@ class RayCluster:
     @classmethod
     def connect(cls, config: ServeConfig) -> "RayCluster":
         """Blocks for a second or two: before the event loop starts, or in a thread."""
-        attach(config)
+        if not attach(config):
+            raise ConnectionError(f"There is no cluster at {config.ray_address}.")
         return cls(config)
 
     def close(self) -> None:

@@ -24,6 +24,8 @@ from omni.serve.protocol import Message, TurnRequest
 
 logger = logging.getLogger(__name__)
 
+IDLE_SECONDS = 1.0  # then the thread looks whether it has been stopped
+
 Deliver = Callable[[list[Output]], None]
 
 
@@ -66,7 +68,7 @@ class Thinking:
     def _run(self) -> None:
         try:
             while not self._stopped:
-                self.engine.wait()
+                self.engine.wait(IDLE_SECONDS)
                 outputs = self.engine.step()
                 if outputs:
                     self._deliver(outputs)
