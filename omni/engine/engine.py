@@ -11,6 +11,7 @@ something to do. An answer depends only on its own conversation, settings and fo
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -25,6 +26,7 @@ from omni.engine.scheduler import Piece, Plan, Scheduler, SchedulerConfig
 from omni.engine.sequence import (
     AnswerTooLong,
     BadPrompt,
+    BadSampling,
     EngineError,
     NotFinite,
     OutOfMemory,
@@ -72,7 +74,6 @@ class Engine:
         self.omni, self.config, self.clock = omni, config, clock
         self.max_tokens = config.max_tokens or omni.config.max_tokens
         self.one_behind = omni.device.type != "cpu" if config.one_behind is None else config.one_behind
-        self.scheduler = Scheduler(scheduling or config.scheduler())
         try:
             self.runner = Runner(omni, config.num_slots, self.max_tokens, config.max_answer, config.weights)
         except (MemoryError, RuntimeError) as exc:  # torch's CPU allocator raises RuntimeError
@@ -80,6 +81,7 @@ class Engine:
                 f"No memory for {config.num_slots} slots of {self.max_tokens} tokens and {config.max_answer} spoken "
                 f"tokens: lower num_slots, max_tokens or max_answer. ({exc})"
             ) from exc
+        self.scheduler = Scheduler(scheduling or config.scheduler())
         self._sequences: dict[str, Sequence] = {}  # those the step knows
         self._unread: list[Result] = []  # launched, not read yet
         self._changed = threading.Condition()
@@ -165,6 +167,8 @@ class Engine:
             command()
 
     def _run(self, plan: Plan) -> list[Result]:
+        for place in plan.places:
+            self.runner.reuse(place)
         results = self._decode(plan.decode) if plan.decode else []
         for piece in plan.prefill:
             results += self._prefill(piece)
@@ -180,14 +184,13 @@ class Engine:
         except Exception as exc:
             self._fail(sequence, _as_engine_error(exc))
             return []
-        sequence.num_prefilled = piece.stop
+        self.scheduler.prefilled(piece)
         if piece.last:
             sequence.embeds = None
-            sequence.state = State.RUNNING
             self._mark(sequence, "prefilled")
         if result is None:
             return []
-        self._launched(sequence, len(result.tokens))
+        self._launched(sequence, result.num_tokens)
         return [result]
 
     def _decode(self, sequences: list[Sequence]) -> list[Result]:
@@ -272,6 +275,8 @@ class Engine:
     def _check(self, sequence: Sequence) -> None:
         self.runner.read(sequence)
         limit, prompt = sequence.limit, sequence.prompt_length
+        if problem := _problem(sequence.sampling):
+            raise BadSampling(problem)
         if limit < 1:
             raise AnswerTooLong(f"max_new_tokens is {limit}: an answer has at least one token.")
         if prompt >= self.max_tokens:
@@ -307,7 +312,7 @@ class Engine:
 
     def _end(self, sequence: Sequence) -> None:
         self._sequences.pop(sequence.turn_id, None)
-        self.scheduler.remove(sequence)
+        self.scheduler.remove(sequence, clean=sequence.error is None)
         with self._changed:
             if self._live.get(sequence.turn_id) is sequence:
                 del self._live[sequence.turn_id]
@@ -324,3 +329,11 @@ def _as_engine_error(exc: Exception) -> EngineError:
     error = RowFailed(f"{type(exc).__name__}: {exc}")
     error.__cause__ = exc
     return error
+
+
+def _problem(sampling: Sampling) -> str | None:
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0.0):
+        return f"temperature is {sampling.temperature}; it is a number from 0 up."
+    if not 0.0 < sampling.top_p <= 1.0:
+        return f"top_p is {sampling.top_p}; it is above 0 and at most 1."
+    return None

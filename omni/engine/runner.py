@@ -4,42 +4,53 @@ Knows the model and the slots; not who waits, nor for how long. What it gives st
 so that the next step can be launched before the last one is read.
 """
 
+import hashlib
+from collections.abc import Hashable
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from omni.audio import mel
 from omni.engine import sampler
+from omni.engine.prefixes import Place
 from omni.engine.scheduler import Piece
-from omni.engine.sequence import Sequence
+from omni.engine.sequence import Sequence, SpeechTooLong
 from omni.engine.slots import Slots
 from omni.engine.speech import Speech
 from omni.engine.stack import Stack, project
 from omni.model.omni import Omni
+from omni.model.prompt import SPEECH
 
 STATES_AT_ONCE = 16  # of forced tokens, through the unit decoder: 400 positions
 
 
-@dataclass(frozen=True)
 class Result:
     """One token for each sequence, or several (forced ones) for a single sequence.
 
-    tokens (n,), classes (n, 25), finite (n,): on the device.
+    tokens (n,), classes (n, 25), finite (n,) travel to the host in one copy, which nobody waits for before `fetch`.
     """
 
-    sequences: list[Sequence]
-    tokens: Tensor
-    classes: Tensor
-    finite: Tensor
+    def __init__(self, sequences: list[Sequence], tokens: Tensor, classes: Tensor, finite: Tensor) -> None:
+        self.sequences, self.num_tokens = sequences, len(tokens)
+        packed = torch.cat((tokens[:, None], finite[:, None].long(), classes), dim=1)  # (n, 27)
+        self._copied = None
+        self._host = packed
+        if packed.is_cuda:
+            self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True).copy_(packed, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def fetch(self) -> list[tuple[Sequence, list[int], list[list[int]], bool]]:
         """On the host: each sequence with its tokens, raw classes per token, and whether all was finite."""
-        tokens, classes, finite = self.tokens.tolist(), self.classes.tolist(), self.finite.tolist()
+        if self._copied is not None:
+            self._copied.synchronize()
+        rows = self._host.tolist()
         if len(self.sequences) == 1:
-            return [(self.sequences[0], tokens, classes, all(finite))]
-        return [(each, [tokens[i]], [classes[i]], finite[i]) for i, each in enumerate(self.sequences)]
+            tokens, classes = [row[0] for row in rows], [row[2:] for row in rows]
+            return [(self.sequences[0], tokens, classes, all(row[1] for row in rows))]
+        return [(each, row[:1], [row[2:]], bool(row[1])) for each, row in zip(self.sequences, rows, strict=True)]
 
 
 class Runner:
@@ -55,18 +66,30 @@ class Runner:
 
     def read(self, sequence: Sequence) -> None:
         """A new sequence: prompt ids, and how long the prompt will be. No work on the device yet."""
-        config = self.omni.config
-        fit = mel.pad_or_trim if config.speech_input == "padded" else mel.pad_to_embedding
         spoken = [each.speech for each in sequence.conversation if each.speech is not None]
+        if any(len(samples) > mel.N_SAMPLES for samples in spoken):
+            raise SpeechTooLong(f"An utterance is longer than {mel.WINDOW_SECONDS} s.")
         sequence.prompt_ids = self.omni.prompt(sequence.conversation)
-        embeddings = sum(len(fit(samples)) // mel.SAMPLES_PER_EMBEDDING for samples in spoken)
-        sequence.prompt_length = len(sequence.prompt_ids) - len(spoken) + embeddings
+        sequence.keys = _keys(sequence.prompt_ids, [(each, self._num_embeddings(each)) for each in spoken])
+        sequence.prompt_length = len(sequence.keys)
+
+    def reuse(self, place: Place) -> None:
+        """What another slot remembers of a prompt, into the newcomer's."""
+        if place.source is not None and place.source != place.slot:
+            self.slots.copy(place.source, place.slot, place.length)
 
     def embed(self, sequence: Sequence) -> None:
-        """Everything it has to prefill, (num_to_prefill, D): here its speech is encoded."""
-        spoken = [self.omni.speech_embeddings(u.speech) for u in sequence.conversation if u.speech is not None]
+        """Everything it has to prefill, (num_to_prefill, D). Here its speech is encoded, unless a slot remembers it."""
+        waiting = iter(each.speech for each in sequence.conversation if each.speech is not None)
+        spoken: list[Tensor] = []
+        position = 0
+        for token_id in sequence.prompt_ids:
+            if token_id == SPEECH:
+                samples = next(waiting)
+                remembered = position + self._num_embeddings(samples) <= sequence.num_reused
+                spoken.append(self._nothing(samples) if remembered else self.omni.speech_embeddings(samples))
+            position += len(spoken[-1]) if token_id == SPEECH else 1
         embeds = self.omni.splice(sequence.prompt_ids, spoken)
-        assert len(embeds) == sequence.prompt_length, "the prompt is not as long as its samples say"
         forced = torch.tensor(sequence.forced[:-1], dtype=torch.int64, device=self.device)
         sequence.embeds = torch.cat((embeds, self.omni.llm.embed(forced)))
 
@@ -101,6 +124,16 @@ class Runner:
         self.slots.clear(slot)
         self.speech.forget(slot)
 
+    def _num_embeddings(self, samples: np.ndarray) -> int:
+        if self.omni.config.speech_input == "padded":
+            return mel.N_SAMPLES // mel.SAMPLES_PER_EMBEDDING
+        return -(-len(samples) // mel.SAMPLES_PER_EMBEDDING)
+
+    def _nothing(self, samples: np.ndarray) -> Tensor:
+        """In the place of speech embeddings that are not looked at."""
+        shape = self._num_embeddings(samples), self.omni.config.llm.width
+        return torch.zeros(shape, dtype=self.omni.dtype, device=self.device)
+
     def _speak(self, sequence: Sequence, states: Tensor, first: int) -> Result:
         """States (1, n, D) of tokens first … first + n - 1: all of them forced, or all but the last."""
         assert sequence.slot is not None
@@ -129,3 +162,21 @@ def embedding_as_linear(embedding: nn.Embedding) -> nn.Linear:
     layer = nn.Linear(1, 1, bias=False, device="meta")
     layer.weight = embedding.weight
     return layer
+
+
+def _keys(prompt_ids: list[int], spoken: list[tuple[np.ndarray, int]]) -> list[Hashable]:
+    """What each position of a prompt is: a token's id, or a part of an utterance."""
+    waiting = iter(spoken)
+    keys: list[Hashable] = []
+    for token_id in prompt_ids:
+        if token_id == SPEECH:
+            samples, num_embeddings = next(waiting)
+            digest = _digest(samples)
+            keys += [(digest, i) for i in range(num_embeddings)]
+        else:
+            keys.append(token_id)
+    return keys
+
+
+def _digest(samples: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(samples).tobytes(), digest_size=16).digest()

@@ -1,7 +1,7 @@
 """What the next step does: who gets a slot, whose prompt is read on, which rows give a token. No torch, no clock.
 
     scheduler.add(sequence)
-    plan = scheduler.schedule(now)      # Plan(prefill=[Piece(sequence, start, stop)], decode=[sequence])
+    plan = scheduler.schedule(now)      # Plan(places, prefill=[Piece(sequence, start, stop)], decode=[sequence])
     scheduler.emitted(sequence, num_units, now) ; scheduler.remove(sequence)
 
 It works by the listener's clock. A listener's buffer is the speech given out minus what was played since its first
@@ -11,8 +11,10 @@ runs dry, those who are far ahead sit out; their buffers drain in real time, so 
 """
 
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from omni.engine.prefixes import Place, Prefixes
 from omni.engine.sequence import Sequence, State
 
 
@@ -25,7 +27,7 @@ class SchedulerConfig:
     prefill_dry: int = 32  # beside a row that runs dry
     far_ahead: float = 3.0  # seconds of buffer from which a sequence may sit out
     run_dry: float = 0.5  # seconds of buffer below which it goes first
-    seconds_per_unit: float = 0.03  # 1.5 frames of 20 ms on average, see docs/decisions
+    seconds_per_unit: float = 0.03  # 1.3 to 1.7 frames of 20 ms on average
     first_chunk: int = 8  # units after which a listener can hear something
 
 
@@ -44,6 +46,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
+    places: list[Place] = field(default_factory=list)  # of those admitted now; to be copied first, in this order
     prefill: list[Piece] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
 
@@ -59,7 +62,8 @@ class Scheduler:
         self.config = config
         self.waiting: deque[Sequence] = deque()
         self.admitted: list[Sequence] = []  # in order of arrival
-        self.free = list(range(config.num_slots))
+        self.free = list(range(config.num_slots))  # the one free for longest first: it forgets first
+        self.prefixes = Prefixes(config.num_slots)
 
     @property
     def idle(self) -> bool:
@@ -68,21 +72,21 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Finished, failed or aborted: its slot is free at once."""
+    def remove(self, sequence: Sequence, clean: bool = True) -> None:
+        """Finished or aborted: its slot is free at once, and remembers what it holds. Not `clean`: it holds nothing."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
         else:
             self.admitted.remove(sequence)
             self.free.append(sequence.slot)
-            self.free.sort()  # the lowest slot first keeps the rows in use together
+            self.prefixes.hold(sequence.slot, self._remembered(sequence) if clean else ())
             sequence.slot = None
         sequence.state = State.FINISHED
 
     def schedule(self, now: float) -> Plan:
-        self._admit()
+        places = self._admit()
         decode = self._choose_rows(now)
-        return Plan(self._cut_prefill(decode, now), decode)
+        return Plan(places, self._cut_prefill(decode, now), decode)
 
     def emitted(self, sequence: Sequence, num_units: int, now: float) -> None:
         """`num_units` more units were given out. The clock of a listener starts when there is something to hear."""
@@ -97,12 +101,33 @@ class Scheduler:
         told_at, played = sequence.played or (sequence.playing_since, 0.0)
         return sequence.num_units * self.config.seconds_per_unit - (played + now - told_at)
 
-    def _admit(self) -> None:
+    def prefilled(self, piece: Piece) -> None:
+        """The piece is in its slot: others with the same beginning may copy it from there."""
+        sequence = piece.sequence
+        assert sequence.slot is not None
+        sequence.num_prefilled = piece.stop
+        self.prefixes.hold(sequence.slot, sequence.keys[: piece.stop])
+        if piece.last:
+            sequence.state = State.RUNNING
+
+    def _admit(self) -> list[Place]:
+        places = []
         while self.waiting and self.free:
             sequence = self.waiting.popleft()
-            sequence.slot = self.free.pop(0)
+            place = self.prefixes.place(sequence.keys, self.free)
+            places.append(place)
+            self.free.remove(place.slot)
+            sequence.slot = place.slot
+            sequence.num_prefilled = sequence.num_reused = place.length
             sequence.state = State.PREFILL
             self.admitted.append(sequence)
+        return places
+
+    def _remembered(self, sequence: Sequence) -> list[Hashable]:
+        """The prompt as far as it was read, and the tokens that were fed: all but the last."""
+        if sequence.state is State.PREFILL:
+            return sequence.keys[: sequence.num_prefilled]
+        return sequence.keys + list(sequence.tokens[:-1])
 
     def _choose_rows(self, now: float) -> list[Sequence]:
         """Running rows by urgency: no audio yet, then the smallest buffer; who is far ahead yields to who is not."""

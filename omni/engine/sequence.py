@@ -1,7 +1,9 @@
 """One answer in the making, as the engine sees it, and what may go wrong with one. No torch.
 
 EngineError             its neighbours never notice; `code` and `message` say what was wrong
-├── BadPrompt           the conversation fits no template, or its speech is not what the encoder takes
+├── BadPrompt           the conversation fits no template
+├── BadSampling         settings that no token can be chosen with
+├── SpeechTooLong       an utterance longer than the encoder's window
 ├── PromptTooLong       prompt longer than a slot
 ├── AnswerTooLong       prompt plus wanted tokens longer than a slot
 ├── NotFinite           the model gave NaN or infinity for this sequence
@@ -9,12 +11,16 @@ EngineError             its neighbours never notice; `code` and `message` say wh
 OutOfMemory             at start: names the setting to change
 """
 
+from __future__ import annotations
+
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omni.model.prompt import Utterance
-from omni.model.sampling import GREEDY, Sampling
+if TYPE_CHECKING:  # both come with torch
+    from omni.model.prompt import Utterance
+    from omni.model.sampling import Sampling
 
 
 class EngineError(Exception):
@@ -23,6 +29,14 @@ class EngineError(Exception):
 
 class BadPrompt(EngineError):
     code = "bad_prompt"
+
+
+class BadSampling(EngineError):
+    code = "bad_sampling"
+
+
+class SpeechTooLong(EngineError):
+    code = "speech_too_long"
 
 
 class PromptTooLong(EngineError):
@@ -59,7 +73,7 @@ class Sequence:
 
     turn_id: str
     conversation: tuple[Utterance, ...]
-    sampling: Sampling = GREEDY
+    sampling: Sampling
     forced: tuple[int, ...] = ()
     received_units: int = 0
     arrived: float = 0.0
@@ -68,6 +82,8 @@ class Sequence:
     slot: int | None = None
     prompt_ids: list[int] = field(default_factory=list)
     prompt_length: int = 0  # embeddings, the speech's among them
+    keys: list[Hashable] = field(default_factory=list)  # what each of these positions is, see prefixes
+    num_reused: int = 0  # positions that a slot still remembered
     embeds: Any = None  # (P + forced, D) on the device, until they are prefilled
     num_prefilled: int = 0
     num_launched: int = 0  # tokens the device has been asked for

@@ -33,6 +33,11 @@ class Slots:
     def rows(self, slots: list[int], starts: list[int], num_new: int) -> "Rows":
         return Rows(self, slots, starts, num_new)
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first `length` positions of one row into another."""
+        self.k[:, target, :, :length] = self.k[:, source, :, :length]
+        self.v[:, target, :, :length] = self.v[:, source, :, :length]
+
     def clear(self, slot: int) -> None:
         """After a row went wrong: nothing of it may reach the next one through a mask."""
         self.k[:, slot].zero_()

@@ -24,17 +24,26 @@ HIGHEST = 127.0  # of an 8-bit weight or input
 
 def project(layers: Sequence[nn.Linear], weights: str = "float") -> Projection:
     """Linear layers over the same input → one product, their outputs side by side."""
-    weight = torch.cat([each.weight for each in layers])
+    weight = layers[0].weight if len(layers) == 1 else torch.cat([each.weight for each in layers])
     bias = None if layers[0].bias is None else torch.cat([each.bias for each in layers])
-    return _int8(weight, bias) if weights == "int8" else _float(weight, bias)
+    if weights == "int8":
+        return _int8(weight, bias)
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return _packed(weight, bias)
+    _share(weight, layers)
+    return lambda x: linear(x, weight, bias)
 
 
-def _float(weight: Tensor, bias: Tensor | None) -> Projection:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return lambda x: linear(x, weight, bias)
+def _packed(weight: Tensor, bias: Tensor | None) -> Projection:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     product = torch.ops.mkldnn._linear_pointwise
     return lambda x: product(x, packed, bias, "none", [], "")
+
+
+def _share(weight: Tensor, layers: Sequence[nn.Linear]) -> None:
+    """The layers become views of the one weight: a large model is on a GPU only once."""
+    for layer, own in zip(layers, weight.split([len(each.weight) for each in layers]), strict=True):
+        layer.weight.data = own
 
 
 def _int8(weight: Tensor, bias: Tensor | None) -> Projection:
@@ -43,14 +52,17 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Projection:
     weight = weight.float()
     scales = (weight.abs().amax(1) / HIGHEST).clamp(min=1e-12)
     zeros = torch.zeros(len(weight), dtype=torch.int64)
-    packed = torch.ops.quantized.linear_prepack(
-        torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8), None if bias is None else bias.float()
-    )
+    engine, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"  # the one with this product
+    try:
+        packed = torch.ops.quantized.linear_prepack(torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8))
+    finally:
+        torch.backends.quantized.engine = engine
     product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
     def run(x: Tensor) -> Tensor:
         scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-12)
-        return (product(x.float() / scale, 1 / HIGHEST, 128, packed) * scale).to(x.dtype)
+        y = product(x.float() / scale, 1 / HIGHEST, 128, packed) * scale
+        return (y if bias is None else y + bias).to(x.dtype)
 
     return run
 

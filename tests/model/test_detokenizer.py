@@ -40,3 +40,16 @@ def test_no_half_character_is_given_out(tiny_omni, text):
 def test_a_character_that_never_ends_comes_with_the_finish(tiny_omni):
     ids = tiny_omni.tokenizer("é", add_special_tokens=False).input_ids[:1]
     assert stream(tiny_omni.tokenizer, ids) == ["", "�"]
+
+
+def test_a_token_costs_the_same_however_long_the_answer():
+    """Never more than a handful of ids are decoded at once."""
+    lengths = []
+
+    class Counting:
+        def decode(self, ids, **_):
+            lengths.append(len(ids))
+            return "a" * len(ids)
+
+    stream(Counting(), list(range(200)))
+    assert max(lengths) == 2
