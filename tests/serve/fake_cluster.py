@@ -38,7 +38,6 @@ VOICE = {  # the published vocoder's shape, as config.json tells it
 class FakeCluster:
     def __init__(self) -> None:
         self.requests: list[TurnRequest] = []
-        self.cancelled: list[str] = []
         self.closed: list[str] = []  # turns whose token stream was given back
         self.tokens_sent = 0
         self.vocoded = 0
@@ -64,9 +63,6 @@ class FakeCluster:
                 self.tokens_sent += 1
         finally:
             self.closed.append(request.turn_id)
-
-    async def cancel(self, turn_id: str) -> None:
-        self.cancelled.append(turn_id)
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:
         self.vocoded += 1

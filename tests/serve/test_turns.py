@@ -134,7 +134,7 @@ async def test_client_that_leaves_stops_the_turn(app, cluster):
         async with http.stream("POST", f"{url}/v1/turns", content=question()) as response:
             await anext(aiter(response.aiter_raw()))
         await until(lambda: not app.state.registry.live)
-    assert cluster.closed and cluster.closed == cluster.cancelled
+    assert cluster.closed == [request.turn_id for request in cluster.requests] != []
     assert cluster.tokens_sent <= 1
     assert counters(app)["cancelled"] == 1
 
