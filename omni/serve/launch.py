@@ -31,6 +31,7 @@ from omni.serve import ray_node
 from omni.serve.config import DTYPES, MODEL_WEIGHTS, VOCODER_BACKENDS, ConfigError, ServeConfig
 
 START_SECONDS = 300.0  # for Ray, and again for controller and page: a few, unless the machine has much else to do
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WATCH_SECONDS = 1.0
 RAY_END_SECONDS = 3.0  # Ray's own processes end in 1.2 to 2.6 s; its workers have nothing left to do
 RESTARTS_PER_MINUTE = 5
@@ -157,6 +158,7 @@ class Launch:
         self._restarts: list[float] = []
 
     def run(self) -> int:
+        before = {name: signal.getsignal(name) for name in SIGNALS}
         self._listen()
         try:
             with ExitStack() as stack:
@@ -166,6 +168,9 @@ class Launch:
         except (LaunchFailed, ray_node.NodeFailed) as exc:
             print(f"omni up: {exc}", file=sys.stderr)
             return 1
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
         return 0
 
     # --- start --------------------------------------------------------------------------------------------------------
@@ -328,7 +333,7 @@ class Launch:
     # --- end ----------------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for name in SIGNALS:
             signal.signal(name, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
