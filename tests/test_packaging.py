@@ -20,7 +20,7 @@ def canonical(requirement: str) -> str:
 
 
 def test_every_data_file_is_packaged():
-    """Files beside the code (weights, texts, recordings) are in package_data, so that an installed omni has them too."""
+    """Files beside the code (weights, texts, recordings) are in package_data, so an installed omni has them too."""
     patterns = [pattern.strip() for pattern in SETUP["options.package_data"]["omni"].split(",")]
     packaged = {path for pattern in patterns for path in glob.glob(pattern, root_dir=ROOT / "omni", recursive=True)}
     files = (path.relative_to(ROOT / "omni") for path in (ROOT / "omni").rglob("*") if path.is_file())
