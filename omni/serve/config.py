@@ -64,7 +64,7 @@ class ServeConfig:
     upload_deadline: float = 30.0  # a question must have arrived by then
     client_deadline: float = 60.0  # a client that takes no event for so long has gone
     drain_deadline: float = 30.0  # how long running turns may go on after Ctrl-C
-    attempts: int = 3  # model workers that may be lost in one turn
+    attempts: int = 3  # workers that may be lost in a row, without a token or chunk between them
 
     # chunks, in units
     first_chunk: int = 10

@@ -173,7 +173,8 @@ class Turn:
 
     async def _think(self) -> None:
         """Follow the answer of one model worker after another until it is finished."""
-        failures: list[errors.OmniError] = []
+        bugs = losses = 0
+        heard = -1  # tokens, when the last worker was lost
         give_up = 0.0  # when a begun answer, lost by its worker, stops looking for another slot
         while True:
             try:
@@ -185,13 +186,14 @@ class Turn:
                 self.ledger.raise_epoch()
                 continue
             except (errors.WorkerLost, errors.Internal) as exc:
-                failures.append(exc)
                 logger.warning("turn %s epoch %d: %s", self.id, self.ledger.epoch, exc.message)
-                bugs = sum(isinstance(each, errors.Internal) for each in failures)
+                bugs += isinstance(exc, errors.Internal)
+                losses = losses + 1 if len(self.ledger.tokens) == heard else 1
+                heard = len(self.ledger.tokens)
                 if bugs > 1:  # not the worker's fault: this turn breaks every worker it meets
                     raise
-                if len(failures) >= self._config.attempts:
-                    lost = f"{len(failures)} model workers were lost during this answer; the last: {exc.message}"
+                if losses >= self._config.attempts:
+                    lost = f"{losses} model workers in a row were lost during this answer; the last: {exc.message}"
                     raise errors.WorkerLost(lost, retry_after=RETRY_AFTER) from exc
             give_up = _now() + self._config.queue_deadline
             self.recoveries += 1
