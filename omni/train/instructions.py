@@ -34,7 +34,7 @@ REQUESTS = ("Repeat after me: ", "Please say: ", "Say this: ", "Repeat this sent
 class Example:
     instruction: str
     response: str
-    kind: str  # "chitchat", "factual", "everyday", "repeat", "trivia" (no response: only heard, never answered)
+    kind: str  # "chitchat", "factual", "everyday", "repeat", "trivia", "heard" (no response: never answered)
     group: str  # its intent or fact; training draws groups evenly
     accept: tuple[str, ...] = ()  # other responses that fit
     fact: str | None = None  # what a fitting answer must name
@@ -70,6 +70,11 @@ def examples(seed: int = 0) -> tuple[list[Example], list[Example]]:
     train += repeats(train, seed)
     train += [Example(row["instruction"], "", "trivia", "trivia") for row in _read_jsonl("trivia.jsonl")]
     return train, heldout
+
+
+def heard() -> list[Example]:
+    """Questions that are only heard: the adaptor learns words in as many surroundings as it can get."""
+    return [Example(text, "", "heard", "heard") for text in (DATA / "heard.txt").read_text().splitlines()]
 
 
 def relations() -> list[Relation]:

@@ -1,6 +1,7 @@
 """Training questions as the encoder hears them: texts → many voices → encoder states, kept in shards.
 
     omni train data --output runs/mini --voice hibari --count 14000
+    omni train data --output runs/mini --voice hibari --count 12000 --texts heard    # words in other surroundings
     omni train data --output runs/mini --voice kokoro --count 1500    # at the same time, on another core
 
 The encoder is frozen, so its states are computed once. A shard appears whole or not at all: a run that was killed goes
@@ -27,7 +28,7 @@ from omni.audio import mel
 from omni.model import checkpoint, packaged
 from omni.model.encoder import Encoder
 from omni.train import voices
-from omni.train.instructions import Example, examples, open_with
+from omni.train.instructions import Example, examples, heard, open_with
 
 logger = logging.getLogger(__name__)
 SHARD = 250  # utterances
@@ -58,7 +59,10 @@ def plan(train: Sequence[Example], voice: str, count: int, seed: int) -> list[Ex
 def write_shards(
     folder: Path, encoder: Encoder, chosen: Sequence[Example], name: str, seed: int, voice: voices.Voice
 ) -> None:
-    """Speak and encode the chosen examples into folder/NAME-0000.safetensors and so on, leaving what is there."""
+    """Speak and encode the chosen examples into folder/NAME-0000.safetensors and so on, leaving what is there.
+
+    The name begins with the voice's and belongs to the seed: other texts by the same voice take another name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(chosen), SHARD):
         path = folder / f"{name.replace('/', '-')}-{start // SHARD:04}.safetensors"
@@ -124,6 +128,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--voice", default="hibari", help="hibari, joe, kokoro or kokoro/SPEAKER (default: %(default)s)"
     )
+    parser.add_argument(
+        "--texts", choices=("asked", "heard"), default="asked", help="questions that are answered, or only heard"
+    )
     parser.add_argument("--count", type=int, default=1000, help="utterances (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -133,8 +140,11 @@ def main(args: argparse.Namespace) -> int:
     train, _ = examples(args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
     write_answers(args.output / "answers.jsonl", train)
-    chosen = plan(train, args.voice, args.count, args.seed)
-    write_shards(args.output / "speech", load_encoder(), chosen, args.voice, args.seed, voices.make(args.voice))
+    if args.texts == "heard":
+        name, chosen = f"{args.voice}-heard", heard()[: args.count]
+    else:
+        name, chosen = args.voice, plan(train, args.voice, args.count, args.seed)
+    write_shards(args.output / "speech", load_encoder(), chosen, name, args.seed, voices.make(args.voice))
     return 0
 
 

@@ -36,7 +36,7 @@ from omni.model.adaptor import Adaptor
 from omni.model.config import BlockConfig, OmniConfig, RopeConfig
 from omni.model.prompt import SPEECH, Prompt, Utterance
 from omni.train import scoring, speech
-from omni.train.instructions import DATA, OPENINGS, Example, examples
+from omni.train.instructions import DATA, OPENINGS, Example, examples, heard
 from omni.train.scoring import Question
 from omni.train.words import errors
 
@@ -182,7 +182,7 @@ class Hearing(nn.Module):
 
 def make_hearing(run: "Run") -> Hearing:
     """Its classes are all tokens of all training questions, however they are begun."""
-    texts = [each.instruction for each in examples(0)[0] if each.kind != "repeat"]
+    texts = [each.instruction for each in (*examples(0)[0], *heard()) if each.kind != "repeat"]
     begun = [opening + word for opening in OPENINGS for word in ("what", "What")]
     texts = [*texts, *begun, *(f" {text}" for text in texts), *(f" {text[0].lower()}{text[1:]}" for text in texts)]
     token_ids = sorted({token for tokens in run.tokenizer(texts).input_ids for token in tokens})
