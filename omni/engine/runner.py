@@ -61,7 +61,7 @@ class Runner:
         self.text = Stack(omni.llm.layers, config.llm, max_tokens, weights)
         self.head = project([omni.llm.lm_head or embedding_as_linear(omni.llm.embed_tokens)], weights)
         self.speech = Speech(omni.unit_decoder, num_slots, max_answer, weights)
-        self.slots = Slots(config.llm, num_slots, max_tokens, self.device, omni.dtype)
+        self.slots = Slots(config.llm, num_slots, max_tokens, omni.llm.norm.weight)
         self.last_token = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
 
     def read(self, sequence: Sequence) -> None:

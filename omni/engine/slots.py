@@ -1,6 +1,6 @@
 """Keys and values of every running sequence, in rows made once. A row is a slot; each has a length of its own.
 
-    slots = Slots(config, num_slots=8, max_length=1024, device="cpu", dtype=torch.float32)
+    slots = Slots(config, num_slots=8, max_length=1024, like=llm.norm.weight)
     hidden = llm(embeds, positions, cache=slots.rows([0, 3], starts=[17, 5], num_new=1))
 
 `rows` is a cache as omni.model.transformer describes it: positions start … start + num_new - 1 of each row are written,
@@ -19,13 +19,15 @@ class Slots:
         config: BlockConfig,
         num_slots: int,
         max_length: int,
-        device: torch.device | str,
-        dtype: torch.dtype,
+        like: Tensor,
         num_layers: int | None = None,
     ) -> None:
         self.max_length = max_length
         num_layers = config.num_layers if num_layers is None else num_layers
         shape = (num_layers, num_slots, config.num_kv_heads, max_length, config.head_dim)
+        # On a CPU attention in bfloat16 takes seven times as long as in float32 (8 rows of 200 positions), so that keys
+        # and values are float32 there, whatever the weights are.
+        device, dtype = like.device, torch.float32 if like.device.type == "cpu" else like.dtype
         # Zeros, not what memory held: a masked NaN is still NaN after attention. On a CPU they cost no memory yet.
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
@@ -69,6 +71,7 @@ class Rows:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         all_k, all_v = self.slots.k[layer], self.slots.v[layer]
+        k, v = k.to(all_k.dtype), v.to(all_v.dtype)
         if self.single is not None:
             span = slice(self.start, self.start + self.num_new)
             all_k[self.single, :, span] = k[0]

@@ -30,8 +30,8 @@ class Speech:
         self.output = project([decoder.output_proj], weights)
         self.first = FusedBlock(decoder.layers[0], config, weights)  # type: ignore[arg-type]
         self.rest = Stack(list(decoder.layers)[1:], config, positions, weights) if config.num_layers > 1 else None
-        self.tokens = Slots(config, num_slots, max_tokens, like.device, like.dtype, num_layers=1)
-        self.positions = Slots(config, num_slots, positions, like.device, like.dtype, config.num_layers - 1)
+        self.tokens = Slots(config, num_slots, max_tokens, like, num_layers=1)
+        self.positions = Slots(config, num_slots, positions, like, config.num_layers - 1)
         self.rotary = Rotary(config.rope, config.head_dim, 1 - self.upsample, positions, like)
         self.shifts = torch.arange(1 - self.upsample, self.upsample, device=like.device)  # a - c: -24 … 24
         copies = torch.arange(self.upsample, device=like.device)[:, None]
@@ -63,12 +63,12 @@ class Speech:
         k, v, _ = rows.extend(0, rotate(k, *self.rotary(starts)).transpose(1, 2), v.transpose(1, 2))
         q = rotate(q[:, :, None], *self.rotary(starts[..., None] + self.shifts))  # (B, n, 49, H, d)
         q = q.permute(0, 3, 1, 2, 4).reshape(B, block.num_heads, -1, d)  # (B, H, n·49, d)
-        scores = (q @ k.transpose(-1, -2)).view(B, -1, n, len(self.shifts), k.shape[2]).double() * d**-0.5
+        scores = (q.to(k.dtype) @ k.transpose(-1, -2)).view(B, -1, n, len(self.shifts), k.shape[2]).double() * d**-0.5
         scores = scores.masked_fill(self._ahead(rows.positions, k.shape[2]), -torch.inf)
         # In double precision: a window far below the best of all 49 scores must still have a sum.
         weights = self.window @ (scores - scores.amax((-1, -2), keepdim=True)).exp()  # (B, H, n, 25, L)
         weights = (weights / weights.sum(-1, keepdim=True)).to(v.dtype).flatten(2, 3)
-        return (weights @ v).transpose(1, 2).reshape(B, n * self.upsample, -1)
+        return (weights @ v).transpose(1, 2).reshape(B, n * self.upsample, -1).to(x.dtype)
 
     def _ahead(self, tokens: Tensor, length: int) -> Tensor:
         """(B, n) → (B, 1, n, 49, L): later tokens, and later copies of the token itself."""

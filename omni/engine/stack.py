@@ -106,8 +106,10 @@ class FusedBlock:
         q, k = rotate(qk, *turns).transpose(1, 2).split((self.num_heads, self.num_kv_heads), dim=1)
         k, v, mask = cache.extend(layer, k, v.transpose(1, 2))
         grouped = self.num_kv_heads != self.num_heads
-        y = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1, enable_gqa=grouped)
-        return self.finish(x, y.transpose(1, 2).reshape(B, T, -1))
+        y = scaled_dot_product_attention(
+            q.to(k.dtype), k, v, mask, is_causal=mask is None and T > 1, enable_gqa=grouped
+        )
+        return self.finish(x, y.transpose(1, 2).reshape(B, T, -1).to(x.dtype))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D) → q and k together (B, T, H + H_kv, d), v (B, T, H_kv, d), before RoPE."""

@@ -1,6 +1,10 @@
 """The engine is fast, the reference path is obvious; they agree, whatever else is in the batch."""
 
+import copy
+from difflib import SequenceMatcher
+
 import pytest
+import torch
 
 from omni.engine.engine import Engine, EngineConfig
 from omni.model.prompt import Utterance
@@ -68,3 +72,19 @@ def test_an_unknown_role_is_that_turns_error_alone(omni, questions):
     answers = run(engine)
     assert answers["bad"].error.code == "bad_prompt"
     assert answers["good"] == reference(omni, questions[0], SHORT)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning")
+@pytest.mark.parametrize(("dtype", "weights"), [(torch.bfloat16, "float"), (torch.float32, "int8")], ids=str)
+def test_rougher_weights_answer_nearly_the_same(omni, questions, dtype, weights: str):
+    """Three turns at once, the exact answer's tokens forced: most units are the exact ones, in the same order."""
+    engine = Engine(copy.deepcopy(omni).to(dtype), EngineConfig(num_slots=3, weights=weights))
+    exact = [reference(omni, question, SHORT) for question in questions[:3]]
+    for i, question in enumerate(questions[:3]):
+        engine.add(f"{i}", question, Sampling(max_new_tokens=13), forced=exact[i].tokens)
+    answers = run(engine)
+    for i, question in enumerate(questions[:3]):
+        answer = answers[f"{i}"]
+        assert answer.finish == "length" and len(answer.tokens) == 1
+        wanted = reference(omni, question, Sampling(max_new_tokens=13), [*exact[i].tokens, *answer.tokens]).units
+        assert SequenceMatcher(None, answer.units, wanted, autojunk=False).ratio() > 0.6

@@ -24,7 +24,7 @@ def attend(attention, x, positions, cache):
 @pytest.mark.parametrize("rows", [[0, 1, 2], [3, 0, 2], [1]], ids=str)
 def test_rows_of_different_lengths_equal_a_cache_of_their_own(attention, rows):
     """Prefill in two pieces row by row, then steps of all rows at once, in any slots and any order."""
-    slots = Slots(CONFIG, 4, 64, "cpu", torch.float32)
+    slots = Slots(CONFIG, 4, 64, torch.zeros(1))
     lengths = [5, 17, 9][: len(rows)]
     own = [GrowingCache(1) for _ in rows]
     generator = torch.Generator().manual_seed(1)
@@ -45,7 +45,7 @@ def test_rows_of_different_lengths_equal_a_cache_of_their_own(attention, rows):
 
 def test_a_row_is_written_over_without_a_trace(attention):
     """A slot that held a longer sequence gives the next one what a fresh slot gives."""
-    slots, fresh = (Slots(CONFIG, 2, 32, "cpu", torch.float32) for _ in range(2))
+    slots, fresh = (Slots(CONFIG, 2, 32, torch.zeros(1)) for _ in range(2))
     x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(2))
     long = slots.rows([0, 1], [0, 20], 6)
     attend(attention, x * 100, long.positions, long)
@@ -60,7 +60,7 @@ def test_a_row_is_written_over_without_a_trace(attention):
 
 def test_cleared_leaves_no_nan(attention):
     """A masked NaN would still be NaN after attention: a row that went wrong is cleared."""
-    slots = Slots(CONFIG, 2, 32, "cpu", torch.float32)
+    slots = Slots(CONFIG, 2, 32, torch.zeros(1))
     slots.k[:, 1], slots.v[:, 1] = torch.nan, torch.nan
     slots.clear(1)
     view = slots.rows([0, 1], [9, 2], 1)
