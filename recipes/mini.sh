@@ -19,3 +19,11 @@ test -f "$run/heldout/heldout.jsonl" || omni train heldout --output "$run/heldou
 omni train stage1 --output "$run" --phase hear --minutes 19 --heldout "$run/heldout/heldout.jsonl"
 omni train stage1 --output "$run" --phase read --minutes 7 --heldout "$run/heldout/heldout.jsonl"
 omni train stage1 --output "$run" --phase answer --minutes 26 --heldout "$run/heldout/heldout.jsonl"
+
+# Speaking: one voice's answers become units, a vocoder learns to speak them, and the unit decoder to think them.
+omni train units --answers "$run/answers.jsonl" --voice "$run/voice"
+omni train vocoder --voice "$run/voice" --output "$run/export/vocoder" --minutes 27
+omni train stage2 states --answers "$run/answers.jsonl" --voice "$run/voice" \
+    --delta "$run/export/llm_delta.safetensors" --output "$run/states"
+omni train stage2 train --states "$run/states" --voice "$run/voice" --output "$run/stage2" --minutes 40 --aligned-minutes 10
+cp "$run/stage2/unit_decoder.safetensors" "$run/export/"
