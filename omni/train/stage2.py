@@ -261,7 +261,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     states.add_argument("--per-answer", type=int, default=1, help="instructions for each answer")
     states.add_argument("--repeat-share", type=float, default=1.0, help="of the sentences to repeat")
     train = parser.add_argument_group("train")
-    train.add_argument("--states", type=Path, help="folder that the step before wrote")
+    train.add_argument("--states", type=Path, nargs="+", help="folders that the step before wrote")
     train.add_argument("--agreed", type=float, default=0.5, help="share of tokens the LLM itself has to choose")
     train.add_argument("--start", type=Path, help="unit_decoder.safetensors to go on from")
     train.add_argument("--shape", default="(2,384,6,1024)", help="ctc_decoder_config: layers, width, heads, FFN")
@@ -288,7 +288,7 @@ def train(args: argparse.Namespace) -> None:
     recordings = Recordings(args.voice)
     codes = recordings.split_frames(np.load(args.voice / "codes.npy").astype(np.int64))
     unseen = {row["text"] for row in recordings.rows[-args.heldout :]} if args.heldout else set()
-    everything = read_answers(args.states, recordings, codes, args.agreed)
+    everything = [each for folder in args.states for each in read_answers(folder, recordings, codes, args.agreed)]
     heldout = [answer for answer in everything if answer.text in unseen]
     answers = [answer for answer in everything if answer.text not in unseen]
     kinds = {row["text"]: row["kind"] for row in recordings.rows}
