@@ -81,7 +81,7 @@ def make_page(controller: str, api_key: str | None = None):
         ):
             async for event in events:
                 if isinstance(event, Failed):
-                    raise gr.Error(event.message, title=event.code, duration=None)
+                    raise gr.Error(f"{event.message} ({event.code})", duration=None)
                 view.add(event)
                 segment = view.segment(final=isinstance(event, Done))
                 yield view.text, segment if segment else gr.skip(), view.status, gr.skip()

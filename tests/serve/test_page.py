@@ -80,7 +80,7 @@ def test_a_file_without_sound_is_named_as_such(browser_page, tmp_path):
     page = browser_page
     page.get_by_label("Upload file").click()
     page.locator("#question input[type=file]").set_input_files(str(silence))
-    page.get_by_text("audio_silent").first.wait_for()
+    page.get_by_text("The audio is silent").first.wait_for()
 
 
 def test_samples_reach_the_player_once_and_in_order():
