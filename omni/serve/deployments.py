@@ -9,6 +9,8 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
@@ -30,16 +32,24 @@ class WorkersFailed(RuntimeError):
 def start(config: ServeConfig, numbers: Mapping[Kind, int]) -> None:
     """Ask for this many workers of each kind. They are there once `loaded` says so."""
     serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
-    scale(config, numbers)
-
-
-def scale(config: ServeConfig, numbers: Mapping[Kind, int]) -> None:
-    """Have this many workers of each kind from now on. Those that stay are not touched."""
     targets = [
-        serve.RunTarget(application(config, kind, number), name=DEPLOYMENTS[kind], route_prefix=None)
+        serve.RunTarget(
+            application(config, kind, number), name=DEPLOYMENTS[kind], route_prefix=None, external_scaler_enabled=True
+        )
         for kind, number in numbers.items()
     ]
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def scale(numbers: Mapping[Kind, int]) -> None:
+    """Have this many workers of each kind from now on. Those that stay are not touched.
+
+    Deploying again would replace them all: Serve takes every deployment made in code for a new version of it.
+    """
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    for kind, number in numbers.items():
+        deployment = DeploymentID(name=DEPLOYMENTS[kind], app_name=DEPLOYMENTS[kind])
+        ray.get(controller.update_deployment_replicas.remote(deployment, number))
 
 
 def loaded(numbers: Mapping[Kind, int]) -> bool:

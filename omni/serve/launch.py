@@ -320,7 +320,7 @@ class Launch:
                     children[name] = starters[name](state)
             if (now := deployments.places()) != places and min(now.values()) > 0:
                 self._say(f"workers wanted now: {now['model']} model, {now['vocoder']} vocoder")
-                deployments.scale(self._config, now)
+                deployments.scale(now)
                 places = now
 
     def _count_restart(self, name: str) -> None:
