@@ -20,6 +20,7 @@ from pathlib import Path
 STATE_VARIABLE = "OMNI_STATE_DIR"  # in the environment of every process of one `omni up`, so that none is overlooked
 OBJECT_STORE_BYTES = 200 * 2**20  # only answers' larger audio chunks pass through it
 END_SECONDS = 5.0  # Ray's own processes are gone after 1.2 to 2.6 s
+SWEEP_SECONDS = 60.0  # a machine with much else to do takes its time even to kill; what lives on would write files anew
 
 Child = subprocess.Popen[bytes]
 
@@ -100,7 +101,7 @@ def leftovers(state_dir: Path | str) -> list[int]:
 
 def sweep(state_dir: Path | str) -> None:
     """Kill what is left over, and what that may have started meanwhile; returns once it is gone."""
-    end = time.monotonic() + END_SECONDS
+    end = time.monotonic() + SWEEP_SECONDS
     while (found := leftovers(state_dir)) and time.monotonic() < end:
         for pid in found:
             with suppress(ProcessLookupError):
