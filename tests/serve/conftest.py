@@ -38,9 +38,14 @@ class Up:
     log: Path
 
     def workers(self, kind: str) -> list[dict]:
+        """Those that are listed as ready and alive: a killed one is listed until its loss has been noticed."""
         with urllib.request.urlopen(f"{self.url}/v1/cluster", timeout=10) as response:
             workers = json.load(response)["workers"]
-        return [each for each in workers if each["kind"] == kind and each["state"] == "ready" and "pid" in each]
+        ready = [each for each in workers if each["kind"] == kind and each["state"] == "ready" and "pid" in each]
+        return [each for each in ready if Path(f"/proc/{each['pid']}/stat").exists()]
+
+    def both_there(self, kind: str) -> None:
+        wait_until(lambda: len(self.workers(kind)) == 2)
 
     def processes(self) -> list[int]:
         return ray_node.leftovers(self.state_dir)

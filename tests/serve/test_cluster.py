@@ -87,14 +87,10 @@ class Saboteur:
             os.kill(self.victim, self.number)
 
 
-def both_there(up: Up, kind: str) -> None:
-    wait_until(lambda: len(up.workers(kind)) == 2)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_model_worker_lost_during_an_answer(up, undisturbed, number):
     """Another worker goes on, and the listener hears what an undisturbed one would."""
-    both_there(up, "model")
+    up.both_there("model")
     saboteur = Saboteur(up, "model", number, "text", TOKENS // 3)
     try:
         answer = ask(up, saboteur)
@@ -107,7 +103,7 @@ def test_model_worker_lost_during_an_answer(up, undisturbed, number):
 
 def test_vocoder_worker_killed_during_an_answer(up, undisturbed):
     """The same chunk goes to the other one; no token is generated twice."""
-    both_there(up, "vocoder")
+    up.both_there("vocoder")
     saboteur = Saboteur(up, "vocoder", signal.SIGKILL, "audio", 1)
     answer = ask(up, saboteur)
     assert saboteur.victim

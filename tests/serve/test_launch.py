@@ -42,6 +42,8 @@ def test_controller_and_page_run_without_torch(up: Up):
 
 
 def test_status_shows_every_worker(up: Up):
+    for kind in ("model", "vocoder"):
+        up.both_there(kind)  # an earlier test may have killed some
     shown = omni("status", up.url)
     assert shown.returncode == 0, shown.stderr
     rows = [line.split() for line in shown.stdout.splitlines()]
@@ -55,6 +57,8 @@ def test_status_shows_every_worker(up: Up):
 
 def test_join_adds_places_for_one_kind_and_takes_them_away(up: Up, tmp_path: Path):
     """A third vocoder worker comes with the machine that joins, and goes with it; the others never notice."""
+    for kind in ("model", "vocoder"):
+        up.both_there(kind)
     before = {worker["pid"] for kind in ("model", "vocoder") for worker in up.workers(kind)}
     address = next(line.split()[4] for line in up.log.read_text().splitlines() if "another machine" in line)
     command = [sys.executable, "-m", "omni.cli", "join", address, "--roles", "vocoder"]
