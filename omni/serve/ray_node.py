@@ -154,12 +154,16 @@ def _end_with_parent() -> None:
 
 
 def _environments() -> Iterator[tuple[int, str | None]]:
-    """Every readable process and its STATE_VARIABLE."""
-    prefix = f"{STATE_VARIABLE}=".encode()
+    """Every readable process and the state directory its environment names.
+
+    Ray's agents retitle themselves over a part of their environment, STATE_VARIABLE included; the path of the token,
+    which always lies in the state directory, is still there.
+    """
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
+            lines = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        marked = next((each.removeprefix(prefix).decode() for each in variables if each.startswith(prefix)), None)
-        yield int(entry.name), marked
+        variables = dict(line.split("=", 1) for line in lines if "=" in line)
+        token = variables.get("RAY_AUTH_TOKEN_PATH")
+        yield int(entry.name), variables.get(STATE_VARIABLE) or (str(Path(token).parent) if token else None)
