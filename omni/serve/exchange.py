@@ -1,36 +1,32 @@
 """One HTTP request and its response, whose client may leave at any moment. Knows ASGI; knows no turn.
 
-    body = await exchange.read(max_bytes, seconds)       # never reads more than it may
-    event = await exchange.unless_gone(work, seconds)    # work is cancelled the moment the client leaves
-    await exchange.start(200, {"content-type": "text/plain"})
-    await exchange.send(b"…")                            # waits for a slow reader, but not for ever
-    await exchange.finish()
+body = await exchange.read(max_bytes, seconds)       # never reads more than it may
+event = await exchange.unless_gone(work, seconds)    # work is cancelled the moment the client leaves
+await exchange.start(200, {"content-type": "text/plain"})
+await exchange.send(b"…")                            # waits for a slow reader, but not for ever
+await exchange.finish()
 """
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
+from omni.serve.asker import FAREWELL_SECONDS, Asker
 from omni.serve.errors import Cancelled, DeadlineExceeded, OmniError, TooLarge, UploadTooSlow
 
-T = TypeVar("T")
-FAREWELL_SECONDS = 2.0  # for the last bytes to a client, and for cancelled work to give back what it holds
 
-
-class Exchange:
+class Exchange(Asker):
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, send_seconds: float) -> None:
+        super().__init__()
         self.headers = Headers(scope=scope)
         self.query = QueryParams(scope["query_string"])
         self.started = False  # the status line is out: errors can only follow as events
-        self.bytes_in = self.bytes_out = 0
         self._receive, self._send = receive, send
         self._send_seconds = send_seconds
         self._complete = False  # the whole body was read
-        self._interrupted: asyncio.Future[OmniError] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None
 
     async def read(self, max_bytes: int, seconds: float, on_bytes: Callable[[int], None] = lambda _: None) -> bytes:
@@ -59,26 +55,6 @@ class Exchange:
         declared = self.headers.get("content-length", "" if "transfer-encoding" in self.headers else "0")
         return int(declared) - self.bytes_in if declared.isdecimal() else math.inf
 
-    async def unless_gone(self, work: Awaitable[T], seconds: float | None = None) -> T:
-        """The work's result; or its cancellation and an error: the client left, the turn was stopped, time is up."""
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait((task, self._interrupted), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if self._interrupted.done():
-                raise self._interrupted.result()
-            raise DeadlineExceeded(f"No progress within {seconds:g} s.")
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,), timeout=FAREWELL_SECONDS)
-
-    def interrupt(self, error: OmniError) -> None:
-        """Stop what waits in `unless_gone`, now and from now on."""
-        if not self._interrupted.done():
-            self._interrupted.set_result(error)
-
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self._deliver({"type": "http.response.start", "status": status, "headers": raw})
@@ -95,7 +71,7 @@ class Exchange:
         """The last words after an error, whether the response has started or not. A client that left hears nothing."""
         if self._watcher is not None:
             self._watcher.cancel()
-        self._interrupted = asyncio.get_running_loop().create_future()  # a stopped turn still says why
+        self.forget_interruption()  # a stopped turn still says why
         self._send_seconds = min(self._send_seconds, FAREWELL_SECONDS)
         try:
             if not self.started:

@@ -179,7 +179,8 @@ class OpenAIApi(Surface):
         self.answers = Answers()
 
     async def answer(self, exchange: Exchange, live: LiveTurn) -> None:
-        body = await live.read(2**16 + self.config.max_upload_bytes * 4 // 3)  # base64, and words around it
+        limit = 2**16 + self.config.max_upload_bytes * 4 // 3  # base64, and words around it
+        body = await self.read(exchange, live, limit)
         request = await self.uploads.in_thread(parse, body)
         del body
         self.check_model(request.model)

@@ -1,6 +1,6 @@
 """The turns of one controller, from the first byte of a request to the last of its answer.
 
-    live = registry.arrive("turns", exchange)      # counted as started
+    live = registry.arrive("turns", asker)         # counted as started; an HTTP exchange, or a socket's response
     registry.admit()                               # Busy, Draining
     async for event in live.answer(messages, sampling): ...
     registry.leave(live)                           # counted as ok, cancelled, rejected or failed; one line in the log
@@ -19,10 +19,10 @@ from typing import Any
 
 from omni.audio.wav import SAMPLE_RATE
 from omni.serve import turn
+from omni.serve.asker import Asker
 from omni.serve.cluster import Cluster
 from omni.serve.config import ServeConfig
 from omni.serve.errors import Busy, Cancelled, Draining, Internal
-from omni.serve.exchange import Exchange
 from omni.serve.metrics import Metrics
 from omni.serve.protocol import AudioDelta, Done, Failed, Message, Sampling, TextDelta
 
@@ -47,9 +47,9 @@ def failure(exc: BaseException) -> Failed:
 class LiveTurn:
     """One request for an answer."""
 
-    def __init__(self, registry: "Registry", surface: str, exchange: Exchange) -> None:
+    def __init__(self, registry: "Registry", surface: str, asker: Asker) -> None:
         self.turn_id = uuid.uuid4().hex
-        self.exchange = exchange
+        self.asker = asker
         self.failed: Failed | None = None
         self.done: Done | None = None
         self.sampling = Sampling()
@@ -60,28 +60,31 @@ class LiveTurn:
         self._registry = registry
         self._uploading = 0
 
-    async def read(self, max_bytes: int) -> bytes:
-        """The request's body, within all limits."""
-        config = self._registry.config
-        body = await self.exchange.read(max_bytes, config.upload_deadline, self._count_upload)
+    def complete(self) -> None:
+        """The question is complete: from now on the client waits. What came before, it had to wait no time for."""
         self.asked = self._registry.clock()
-        return body
+        self.milliseconds = dict.fromkeys(self.milliseconds, 0.0)
 
     async def answer(
-        self, messages: Sequence[Message], sampling: Sampling, *, audio: bool = True
+        self, messages: Sequence[Message], sampling: Sampling, *, audio: bool = True, config: ServeConfig | None = None
     ) -> AsyncGenerator[TextDelta | AudioDelta | Done, None]:
-        """The turn's events; the last one is Done. Anything else that ends it is raised."""
+        """The turn's events; the last one is Done. Anything else that ends it is raised.
+
+        `config` is the registry's, changed for this answer: other chunks, other deadlines.
+        """
         registry = self._registry
         registry.admit()  # much may have changed while the question was on its way
         registry.answering.add(self.turn_id)
         self.forget_upload()
         self.sampling = sampling
         self.audio_in = sum(len(each.pcm16 or b"") for each in messages) / SAMPLE_BYTES / SAMPLE_RATE
-        own = turn.Turn(registry.cluster, registry.config, messages, sampling, audio=audio, turn_id=self.turn_id)
+        own = turn.Turn(
+            registry.cluster, config or registry.config, messages, sampling, audio=audio, turn_id=self.turn_id
+        )
         events = own.run()
         try:
             while self.done is None:
-                event = await self.exchange.unless_gone(anext(events, None), registry.guard_seconds)
+                event = await self.asker.unless_gone(anext(events, None), registry.guard_seconds)
                 if event is None:
                     raise Internal("The turn ended without saying how.")
                 if isinstance(event, Failed):
@@ -100,7 +103,7 @@ class LiveTurn:
         elif isinstance(event, Done):
             self.done = event
 
-    def _count_upload(self, num_bytes: int) -> None:
+    def count_upload(self, num_bytes: int) -> None:
         self._uploading += num_bytes
         self._registry.uploading += num_bytes
         if self._registry.uploading > self._registry.config.max_uploading_bytes:
@@ -125,10 +128,10 @@ class LiveTurn:
         fields: dict[str, Any] = {"id": self.turn_id, "surface": self.surface, "outcome": self.outcome}
         if self.failed is not None:
             fields["code"] = self.failed.code
-        fields |= {"in_bytes": self.exchange.bytes_in, "in_ms": round(1000 * self.audio_in)}
+        fields |= {"in_bytes": self.asker.bytes_in, "in_ms": round(1000 * self.audio_in)}
         if self.done is not None:
             fields |= {"finish": self.done.finish, "tokens": self.done.num_tokens, "units": self.done.num_units}
-        fields |= {"out_ms": round(1000 * self.audio_out), "out_bytes": self.exchange.bytes_out}
+        fields |= {"out_ms": round(1000 * self.audio_out), "out_bytes": self.asker.bytes_out}
         fields |= {f"{name}_ms": round(value) for name, value in self.milliseconds.items()}
         fields["wall_ms"] = round(1000 * (self._registry.clock() - self.arrived))
         return " ".join(f"{name}={value}" for name, value in fields.items())
@@ -152,8 +155,8 @@ class Registry:
         deadlines = (config.queue_deadline, config.progress_deadline, config.vocoder_deadline)
         self.guard_seconds = 2 * max(deadlines) + 5.0
 
-    def arrive(self, surface: str, exchange: Exchange) -> LiveTurn:
-        live = LiveTurn(self, surface, exchange)
+    def arrive(self, surface: str, asker: Asker) -> LiveTurn:
+        live = LiveTurn(self, surface, asker)
         self.live[live.turn_id] = live
         self.metrics.started.inc()
         self.metrics.live.set(len(self.live))
@@ -174,8 +177,8 @@ class Registry:
         metrics, outcome = self.metrics, live.outcome
         metrics.live.set(len(self.live))
         metrics.ended.labels(outcome).inc()
-        metrics.bytes_in.inc(live.exchange.bytes_in)
-        metrics.bytes_out.inc(live.exchange.bytes_out)
+        metrics.bytes_in.inc(live.asker.bytes_in)
+        metrics.bytes_out.inc(live.asker.bytes_out)
         metrics.audio_in.inc(live.audio_in)
         metrics.audio_out.inc(live.audio_out)
         if live.failed is not None:
@@ -197,7 +200,7 @@ class Registry:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._left.wait(), left)
         for live in list(self.live.values()):
-            live.exchange.interrupt(Draining("This controller is shutting down.", retry_after=RETRY_SECONDS))
+            live.asker.interrupt(Draining("This controller is shutting down.", retry_after=RETRY_SECONDS))
 
 
 def retry_after_header(failed: Failed) -> dict[str, str]:

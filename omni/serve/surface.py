@@ -40,6 +40,12 @@ class Surface:
     def last_words(self, exchange: Exchange, failed: Failed) -> bytes:
         raise NotImplementedError
 
+    async def read(self, exchange: Exchange, live: LiveTurn, max_bytes: int) -> bytes:
+        """The request's body, within all limits."""
+        body = await exchange.read(max_bytes, self.config.upload_deadline, live.count_upload)
+        live.complete()
+        return body
+
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.config.model_name:
             ours = self.config.model_name

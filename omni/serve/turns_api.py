@@ -1,6 +1,6 @@
 """POST /v1/turns: audio bytes in, typed events out. docs/protocol.md describes it; events.py frames it.
 
-    curl --data-binary @question.wav -H 'accept: application/x-ndjson' 'http://127.0.0.1:8000/v1/turns?seed=1'
+curl --data-binary @question.wav -H 'accept: application/x-ndjson' 'http://127.0.0.1:8000/v1/turns?seed=1'
 """
 
 import secrets
@@ -52,7 +52,7 @@ class TurnsApi(Surface):
         options = self._options(exchange)
         self.check_model(options.model)
         sampling = options.sampling(self.config.max_new_tokens)
-        body = await live.read(self.config.max_upload_bytes)
+        body = await self.read(exchange, live, self.config.max_upload_bytes)
         pcm16 = await self.uploads.decode(body, exchange.headers.get("content-type", ""))
         messages = [Message("system", text=options.system)] if options.system else []
         messages.append(Message("user", pcm16=pcm16))
