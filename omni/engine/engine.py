@@ -40,7 +40,7 @@ from omni.engine.stack import WEIGHTS
 from omni.model.ctc import Collapse
 from omni.model.detokenizer import Detokenizer
 from omni.model.omni import Omni
-from omni.model.prompt import Utterance
+from omni.model.prompt import SPEECH, Utterance
 from omni.model.sampling import GREEDY, Sampling
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ class Engine:
         return outputs
 
     def _give(self, sequence: Sequence, tokens: list[int], classes: list[list[int]]) -> Output:
-        given, text, units = [], "", []
+        given, text, units, ends = [], "", [], []
         for token_id, positions in zip(tokens, classes, strict=True):
             number = len(sequence.tokens)
             sequence.tokens.append(token_id)
@@ -239,9 +239,11 @@ class Engine:
                 sequence.finish = "length"
             if sequence.finish:
                 delta += sequence.detokenize.finish()
+            sequence.num_chars += len(delta)
             if number >= len(sequence.forced):
                 given.append(token_id)
                 text += delta
+                ends.append((sequence.num_units + len(units), sequence.num_chars))
             if sequence.finish:
                 break
         unheard = units[max(sequence.received_units - sequence.num_units, 0) :]
@@ -252,7 +254,8 @@ class Engine:
             self._mark(sequence, "finished")
             self._end(sequence)
         timings = dict(sequence.timings) if first or sequence.finish else {}
-        return Output(sequence.turn_id, tuple(given), text, tuple(unheard), sequence.finish, None, timings)
+        told = tuple(given), text, tuple(unheard)
+        return Output(sequence.turn_id, *told, sequence.finish, None, timings, tuple(ends))
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -291,6 +294,8 @@ class Engine:
             raise AnswerTooLong(f"{len(sequence.forced)} tokens are forced, of at most {limit}.")
         if any(not 0 <= token_id < self.omni.config.vocab_size for token_id in sequence.forced):
             raise BadPrompt("A forced token is not in the vocabulary.")
+        if any(not 0 <= each < self.omni.config.vocab_size for each in sequence.prompt_ids if each != SPEECH):
+            raise BadPrompt("A token of an earlier answer is not in the vocabulary: it was another model's.")
 
     def _drop(self, turn_id: str) -> None:
         if sequence := self._sequences.pop(turn_id, None):

@@ -89,6 +89,7 @@ class Sequence:
     num_launched: int = 0  # tokens the device has been asked for
     tokens: list[int] = field(default_factory=list)
     num_units: int = 0
+    num_chars: int = 0  # of the answer's text, forced tokens' too
     collapse: Any = None
     detokenize: Any = None
     finish: str | None = None
@@ -122,3 +123,4 @@ class Output:
     finish: str | None = None
     error: EngineError | None = None
     timings: dict[str, float] = field(default_factory=dict)  # in a turn's first and last output
+    ends: tuple[tuple[int, int], ...] = ()  # of each token: units and characters of the whole answer up to its end

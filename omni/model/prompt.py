@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 SPEECH = -200  # stands for one utterance's speech embeddings
 SPEECH_MARK = "<speech>"
+ANSWER_MARK = "<|answer|>"  # stands for one earlier answer's own tokens; no text can contain it, see _as_data
+MARKS = re.compile(f"({re.escape(SPEECH_MARK)}|{re.escape(ANSWER_MARK)})")
 LLAMA_3_SYSTEM = (
     "You are a helpful language and speech assistant. You are able to understand the speech content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
@@ -23,11 +25,12 @@ LLAMA_3_REQUEST = f"{SPEECH_MARK}\nPlease directly answer the questions in the u
 
 @dataclass(frozen=True)
 class Utterance:
-    """One turn: what was said (samples (S,), 16 kHz float32) or written."""
+    """One turn: what was said (samples (S,), 16 kHz float32) or written; or an answer's tokens as generated."""
 
     role: str  # "system", "user" or "assistant"
     text: str | None = None
     speech: np.ndarray | None = None
+    token_ids: tuple[int, ...] | None = None  # without the end token; they come before text
 
 
 class PromptError(ValueError):
@@ -45,18 +48,20 @@ class Prompt:
     def __call__(self, conversation: Sequence[Utterance]) -> list[int]:
         if not conversation or conversation[-1].role != "user":
             raise PromptError("The conversation must end with a user's turn.")
-        return self.tokenize(self.render([_as_data(each) for each in conversation]))
+        data = [_as_data(each) for each in conversation]
+        answers = [each.token_ids for each in data if each.token_ids is not None]
+        return self.tokenize(self.render(data), answers)
 
-    def tokenize(self, text: str) -> list[int]:
-        """A rendered prompt → ids, one SPEECH for every <speech>."""
-        pieces = [self.tokenizer(piece).input_ids for piece in text.split(SPEECH_MARK)]
+    def tokenize(self, text: str, answers: Sequence[Sequence[int]] = ()) -> list[int]:
+        """A rendered prompt → ids, SPEECH for every <speech>, the next answer's tokens for every mark of one."""
+        first, *rest = MARKS.split(text)
+        ids = self.tokenizer(first).input_ids
         bos = self.tokenizer.bos_token_id
-        if self.adds_bos and pieces[0] and pieces[0][0] == bos:
-            ids, rest = pieces[0], [piece[1:] for piece in pieces[1:]]  # each piece got a BOS of its own
-        else:
-            ids, rest = pieces[0], pieces[1:]
-        for piece in rest:
-            ids = [*ids, SPEECH, *piece]
+        own_bos = 1 if self.adds_bos and ids and ids[0] == bos else 0  # each piece gets one of its own
+        waiting = iter(answers)
+        for mark, piece in zip(rest[::2], rest[1::2], strict=True):
+            inserted = [SPEECH] if mark == SPEECH_MARK else next(waiting)
+            ids = [*ids, *inserted, *self.tokenizer(piece).input_ids[own_bos:]]
         return ids
 
 
@@ -80,6 +85,8 @@ def _chatml(conversation: list[Utterance]) -> str:
 
 
 def _content(utterance: Utterance, speech_request: str) -> str:
+    if utterance.token_ids is not None:
+        return ANSWER_MARK
     return speech_request if utterance.speech is not None else (utterance.text or "")
 
 
@@ -87,7 +94,9 @@ def _as_data(utterance: Utterance) -> Utterance:
     """A client's text may name template tokens: broken up, they are words and command nothing."""
     if utterance.role not in ("system", "user", "assistant"):
         raise PromptError(f"role is {utterance.role!r}. Select one of system, user, assistant.")
-    if utterance.text is None:
+    if utterance.token_ids is not None and utterance.role != "assistant":
+        raise PromptError(f"A {utterance.role}'s turn has token ids; only an assistant's answer has.")
+    if utterance.text is None or utterance.token_ids is not None:
         return utterance
     text = re.sub(r"<(?=\||speech>)", "< ", utterance.text.strip())
     return Utterance(utterance.role, text=text, speech=utterance.speech)

@@ -54,6 +54,9 @@ class ServeConfig:
     max_utterances: int = 32  # spoken ones among them
     max_text_chars: int = 32_768  # written ones together
     upload_threads: int = 2  # uploads decoded at once
+    session_turns: int = 32  # of one session that an answer can refer to; older ones leave its memory
+    session_seconds: float = 300.0  # of the user's speech among them
+    session_keep: float = 0.8  # share of a limit that is used again once turns had to leave
 
     # deadlines, in seconds
     queue_deadline: float = 20.0  # waiting for a slot
@@ -82,10 +85,14 @@ class ServeConfig:
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
         for name in ("vocoder_batch", "max_new_tokens", "max_turns", "first_chunk", "max_text_chars"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
-        for name in ("max_upload_bytes", "max_uploading_bytes"):
+        for name in ("max_upload_bytes", "max_uploading_bytes", "session_turns"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
         for field in fields(self):
-            if field.name.endswith("_deadline") or field.name in ("max_audio_seconds", "vocoder_hedge"):
+            if field.name.endswith("_deadline") or field.name in (
+                "max_audio_seconds",
+                "vocoder_hedge",
+                "session_seconds",
+            ):
                 _need(field.name, getattr(self, field.name) > 0, "must be more than 0 seconds", self)
         for name in ("model_workers", "vocoder_workers", "waiting", "model_gpus", "vocoder_gpus", "vocoder_gather"):
             _need(name, getattr(self, name) >= 0, "must not be negative", self)
@@ -95,6 +102,7 @@ class ServeConfig:
         for name in ("port", "web_port"):
             port = getattr(self, name)
             _need(name, port is None or 0 < port < 65536, "must be between 1 and 65535", self)
+        _need("session_keep", 0 < self.session_keep <= 1, "must be more than 0 and at most 1", self)
         _need("web_port", self.web_port != self.port, "must differ from port", self)
         _need("chunk", self.chunk >= self.first_chunk, f"must be at least first_chunk ({self.first_chunk})", self)
         _need("chunk_growth", self.chunk_growth >= 1, "must be at least 1", self)

@@ -96,6 +96,7 @@ class ModelWorker:
             outputs[-1].finish,
             timings,
             num_prompt_tokens=sequence.prompt_length,
+            ends=tuple(end for output in outputs for end in output.ends),
         )
 
     def _deliver(self, outputs: list) -> None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of the conversation: speech (int16 LE, mono, 16 kHz) or text."""
+    """One turn of the conversation: speech (int16 LE, mono, 16 kHz), text, or an earlier answer's own tokens."""
 
     role: str  # "system", "user" or "assistant"
     pcm16: bytes | None = None
     text: str | None = None
+    token_ids: tuple[int, ...] | None = None  # of an answer as it was generated, its end token left out; before text
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Tokens:
     waiting: bool = False  # for a slot
     worker: str = ""  # who says so
     num_prompt_tokens: int = 0  # positions of the prompt, speech included; 0 where it is not said
+    ends: tuple[tuple[int, int], ...] = ()  # of each token: units and characters of the whole answer up to its end
 
 
 # --- events, as a client sees them ------------------------------------------------------------------------------------

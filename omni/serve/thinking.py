@@ -90,4 +90,4 @@ def as_wire_error(error: EngineError) -> errors.OmniError:
 
 def _utterance(message: Message) -> Utterance:
     speech = None if message.pcm16 is None else from_pcm16(message.pcm16)
-    return Utterance(message.role, message.text, speech)
+    return Utterance(message.role, message.text, speech, message.token_ids)

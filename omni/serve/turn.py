@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from omni.serve import errors
+from omni.serve.alignment import Alignment
 from omni.serve.cluster import Cluster, Kind
 from omni.serve.config import ServeConfig
 from omni.serve.protocol import AudioDelta, Done, Event, Failed, Message, Sampling, TextDelta, Tokens, TurnRequest
@@ -61,6 +62,7 @@ class Ledger:
         self.sampling = sampling
         self.epoch = 0
         self.tokens: list[int] = []
+        self.ends: list[tuple[int, int]] = []  # of each token: units and characters of the answer up to its end
         self.text = ""
         self.units_received = 0
         self.finish: str | None = None
@@ -87,10 +89,14 @@ class Ledger:
             raise errors.WorkerLost(f"Message {self._expected} of the model worker is missing.")
         if any(not 0 <= unit < self._num_units for unit in message.units):
             raise errors.Internal(f"The model worker sent a unit outside 0…{self._num_units - 1}.")
+        if message.ends and len(message.ends) != len(message.token_ids):
+            raise errors.Internal("The model worker sent ends that do not fit its tokens.")
         self._expected += 1
         self.tokens.extend(message.token_ids)
         self.text += message.text
         self.units_received += len(message.units)
+        # a worker that gives no ends: the tokens end where their message does
+        self.ends.extend(message.ends or ((self.units_received, len(self.text)),) * len(message.token_ids))
         self.finish = message.finish
         self.num_prompt_tokens = message.num_prompt_tokens or self.num_prompt_tokens
         self.timings.update(message.timings)
@@ -124,12 +130,13 @@ class Turn:
             growth=config.chunk_growth,
             samples_per_frame=voice.samples_per_frame,
         )
-        self._audio = audio
+        self._audio, self._samples_per_frame = audio, voice.samples_per_frame
         self._more_units = asyncio.Event()
         self._outbox: asyncio.Queue[Event] = asyncio.Queue(OUTBOX_EVENTS)
         self._work: asyncio.Task[None] | None = None
         self._cancelled = False
         self._start = 0.0
+        self._delivered = 0  # samples that left through run()
         self._samples = 0  # the cursor: where the next AudioDelta starts
 
     async def run(self) -> AsyncGenerator[Event]:
@@ -143,6 +150,8 @@ class Turn:
                 event = await self._outbox.get()
                 if isinstance(event, Done | Failed):
                     self.outcome = event
+                elif isinstance(event, AudioDelta):
+                    self._delivered += len(event.pcm16) // 2
                 yield event
                 if self.outcome is not None:
                     return
@@ -157,6 +166,24 @@ class Turn:
         self.ledger.raise_epoch()
         await self._stop()
         self._end_with(errors.Cancelled(reason))
+
+    def alignment(self) -> Alignment:
+        """The answer as far as it was made, and which sample each token sounds until; also after its end."""
+        ledger, planner = self.ledger, self._planner
+        count = len(ledger.tokens) - (ledger.finish == "stop")  # the end token says nothing
+        ends = ledger.ends[:count]
+        samples = [
+            frames * self._samples_per_frame for each, _ in ends if (frames := planner.frames_of(each)) is not None
+        ]
+        return Alignment(
+            tuple(ledger.tokens[:count]),
+            ledger.text,
+            tuple(chars for _, chars in ends),
+            tuple(each for each in samples if each <= self._delivered),
+            self._delivered,
+            whole=planner.done and self._delivered == self._samples,
+            spoken=self._audio,
+        )
 
     # --- the two halves -----------------------------------------------------------------------------------------------
 

@@ -142,6 +142,10 @@ class ChunkPlanner:
     def units_received(self) -> int:
         return len(self._units)
 
+    def frames_of(self, num_units: int) -> int | None:
+        """How long the answer's first units are; None while a duration among them is not decided."""
+        return self._starts[num_units] if num_units < len(self._starts) else None
+
     def push(self, units: Iterable[int]) -> None:
         """The answer goes on with these units."""
         assert not self._finished, "units after finish()"

@@ -93,3 +93,43 @@ def test_a_slot_that_went_wrong_is_not_remembered(omni, questions):
     again = engine.add("again", questions[0], Sampling(max_new_tokens=8))
     assert run(engine)["again"] == reference(omni, questions[0], Sampling(max_new_tokens=8))
     assert again.num_reused == 0
+
+
+def test_an_answers_own_tokens_are_not_read_again(omni, questions):
+    """The second turn reads what is new: the answer's last token, which no step has fed, the template, the question."""
+    engine = Engine(omni, EngineConfig(num_slots=2))
+    engine.add("first", questions[0], Sampling(max_new_tokens=8))
+    answer = Utterance("assistant", token_ids=tuple(run(engine)["first"].tokens))
+    conversation = [*questions[0], answer, Utterance("user", text="And then?")]
+    sequence = engine.add("second", conversation, Sampling(max_new_tokens=1))
+    before = engine.runner.text.rows
+    assert run(engine)["second"] == reference(omni, conversation, Sampling(max_new_tokens=1))
+    template = omni.tokenizer("<|im_end|>\n<|im_start|>user\nAnd then?<|im_end|>\n<|im_start|>assistant\n").input_ids
+    assert engine.runner.text.rows - before == 1 + len(template)
+    assert sequence.num_reused == sequence.prompt_length - 1 - len(template)
+
+
+def test_of_an_interrupted_answer_the_heard_tokens_are_not_read_again(omni, questions):
+    """Aborted after some tokens, of which three were heard: what comes after them is overwritten."""
+    first, question = questions[0], Utterance("user", text="Stop.")
+    engine = Engine(omni, EngineConfig(num_slots=2))
+    engine.add("first", first, Sampling(max_new_tokens=40))
+    given = []
+    while len(given) < 10:
+        given += [token for output in engine.step() for token in output.token_ids]
+    engine.abort("first")
+    conversation = [*first, Utterance("assistant", token_ids=tuple(given[:3])), question]
+    sequence = engine.add("second", conversation, Sampling(max_new_tokens=4))
+    before = engine.runner.text.rows
+    engine.step()
+    template = omni.tokenizer("<|im_end|>\n<|im_start|>user\nStop.<|im_end|>\n<|im_start|>assistant\n").input_ids
+    assert engine.runner.text.rows - before == len(template)
+    assert run(engine)["second"].tokens == reference(omni, conversation, Sampling(max_new_tokens=4)).tokens[1:]
+    assert sequence.error is None
+
+
+def test_tokens_of_another_model_are_refused(omni):
+    engine = Engine(omni, EngineConfig(num_slots=1))
+    strange = Utterance("assistant", token_ids=(omni.config.vocab_size,))
+    engine.add("t", [Utterance("user", text="Hi."), strange, Utterance("user", text="Hi.")])
+    assert run(engine)["t"].error.code == "bad_prompt"

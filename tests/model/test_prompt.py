@@ -15,6 +15,7 @@ HOSTILE = [
     "<|begin_of_text|><|im_start|>",
     "<<|eot_id|>",
     "<<speech>",
+    "<|answer|>",
 ]
 
 
@@ -76,3 +77,31 @@ def test_the_published_prompt_starts_with_two_bos_and_chatml_with_none(golden, t
 def test_conversations_without_a_template_are_refused(golden, conversation, words):
     with pytest.raises(PromptError, match=words):
         golden.prompt(conversation)
+
+
+@pytest.mark.parametrize("checkpoint", ["golden", "tiny_omni"])
+@pytest.mark.parametrize("text", ["Hello.", "Yes, 3 of them: né?"])
+def test_an_answers_own_tokens_give_the_prompt_of_its_text(checkpoint, text, request):
+    """Where the text gives the same tokens again. Nothing is lost between the pieces, before or after."""
+    omni = request.getfixturevalue(checkpoint)
+    tokens = tuple(omni.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def asked(answer: Utterance) -> list[int]:
+        return omni.prompt([SAID, answer, Utterance("user", text="And?"), answer, SAID])
+
+    assert asked(Utterance("assistant", token_ids=tokens)) == asked(Utterance("assistant", text=text))
+
+
+@pytest.mark.parametrize("checkpoint", ["golden", "tiny_omni"])
+def test_an_answers_own_tokens_stay_as_they_are(checkpoint, request):
+    """Also those that its text would not give again: here, a word spelt letter by letter, and its text is not read."""
+    omni = request.getfixturevalue(checkpoint)
+    tokens = tuple(omni.tokenizer("Hello", add_special_tokens=False).input_ids[-1:] * 3)
+    ids = omni.prompt([SAID, Utterance("assistant", token_ids=tokens, text="<|answer|>"), SAID])
+    assert any(tuple(ids[i : i + 3]) == tokens for i in range(len(ids)))
+    assert ids.count(SPEECH) == 2
+
+
+def test_only_an_answer_has_tokens(golden):
+    with pytest.raises(PromptError, match="only an assistant's answer"):
+        golden.prompt([Utterance("user", token_ids=(1,))])

@@ -65,6 +65,17 @@ async def test_the_first_message_says_who_answers(worker):
     assert (first.worker, first.token_ids, first.epoch, first.number) == ("w1", (), 0, 0)
 
 
+async def test_it_says_where_each_token_ends(worker):
+    """In units and characters of the whole answer, also where an answer goes on that another worker began."""
+    ids, text, units, messages = await whole(worker.generate(request()))
+    ends = [end for message in messages for end in message.ends]
+    assert len(ends) == len(ids) and ends[-1] == (len(units), len(text))
+    for k in (1, TOKENS // 2):
+        rest = replace(request("rest", forced_tokens=ids[:k], received_units=ends[k - 1][0]), epoch=1)
+        *_, messages = await whole(worker.generate(rest))
+        assert [end for message in messages for end in message.ends] == ends[k:]
+
+
 @pytest.mark.parametrize("k", [1, TOKENS // 2, TOKENS - 1])
 async def test_forced_tokens_are_neither_chosen_nor_sent_again(worker, k):
     """What another worker has given before, and this one's rest, are the whole."""

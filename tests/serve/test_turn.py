@@ -420,3 +420,63 @@ def test_slow_client_holds_the_turn_up_and_not_in_memory(settings):
         return heard
 
     assert_whole(run(scenario()))
+
+
+def told(message: Tokens) -> list[Tokens]:
+    """A worker that says where its tokens end; two of them in one message where they waited together."""
+    return [replace(message, ends=tuple(ends_of(i) for i in message.token_ids))]
+
+
+def ends_of(i: int) -> tuple[int, int]:
+    """Units and characters of the answer up to the end of token i."""
+    return (i + 1) * UNITS_PER_TOKEN, len("".join(WORDS[: i + 1]))
+
+
+@pytest.mark.parametrize("workers", [[sending(told)], [answer]], ids=["told", "by message"])
+def test_the_alignment_says_until_which_sample_each_token_sounds(settings, workers):
+    """All of it in the end, but for the token that ends the answer."""
+
+    async def scenario() -> Turn:
+        spoken = turn(ScriptedCluster(workers), settings)
+        await listen(spoken)
+        return spoken
+
+    found = run(scenario()).alignment()
+    count = len(WORDS) - 1
+    assert found.whole and found.token_ids == tuple(range(count))
+    assert found.sample_ends == tuple((i + 1) * UNITS_PER_TOKEN * 320 for i in range(count))
+    assert found.heard(3 * UNITS_PER_TOKEN * 320).text == "".join(WORDS[:3])
+    assert found.num_samples == len(WORDS) * UNITS_PER_TOKEN * 320
+
+
+def test_the_alignment_survives_a_lost_worker(settings):
+    async def scenario() -> Turn:
+        spoken = turn(ScriptedCluster([until(5, errors.WorkerLost("gone")), sending(told)]), settings)
+        await listen(spoken)
+        return spoken
+
+    assert run(scenario()).alignment().char_ends == tuple(ends_of(i)[1] for i in range(len(WORDS) - 1))
+
+
+def test_the_alignment_of_a_cancelled_answer_ends_with_what_was_sent(settings):
+    async def scenario() -> tuple[Turn, int]:
+        spoken, sent = turn(ScriptedCluster([answer]), settings), 0
+        async for event in spoken.run():
+            sent += len(event.pcm16) // 2 if isinstance(event, AudioDelta) else 0
+            if sent > 2 * UNITS_PER_TOKEN * 320:
+                await spoken.cancel()
+                return spoken, sent
+        raise AssertionError("no sound came")
+
+    spoken, sent = run(scenario())
+    found = spoken.alignment()
+    assert not found.whole and found.num_samples == sent
+    assert found.sample_ends and found.sample_ends[-1] <= sent < len(WORDS) * UNITS_PER_TOKEN * 320
+    assert len(found.char_ends) == len(found.token_ids) > len(found.sample_ends)
+
+
+def test_ends_that_do_not_fit_are_not_believed(settings):
+    wrong = sending(lambda message: [replace(message, ends=((1, 1), (2, 2)))] if message.number == 2 else [message])
+    heard, cluster = hear([wrong, answer], settings)
+    assert_whole(heard)
+    assert len(cluster.requests) == 2
