@@ -1,5 +1,6 @@
 # `make up` talks and `make test` tests: both set up what they need first, and a second run skips what is there.
 #   make up ARGS="--model-workers 2 --vocoder-workers 3"        make up PYTHON=python3.12        make test ARGS="-k vocoder"
+#   make bench ARGS="turn --questions 20"
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
@@ -23,7 +24,7 @@ test: .venv/.test weights
 
 check: .venv/.test
 	$(BIN)/ruff check
-	$(BIN)/mypy omni
+	$(BIN)/mypy omni bench
 	$(BIN)/shellcheck .ci/run deploy/*.sh recipes/*.sh
 	$(BIN)/yamllint --strict --config-file deploy/yamllint.yaml deploy
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
@@ -35,7 +36,7 @@ fairseq: .venv/.test  # the optional backend, and the test that it gives the sam
 	$(PIP) --no-deps fairseq==0.12.2
 
 bench: install
-	$(BIN)/python -m bench.vocoder $(ARGS)
+	$(BIN)/omni bench $(or $(ARGS),turn)
 
 .venv/.installed: setup.cfg constraints.txt
 	@$(SYSTEM) $(PYTHON)=python3

@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module, what it does)
     "conformance": ("omni.conformance", "check this build against recorded outputs of the published system"),
     "evaluate": ("omni.train.evaluate", "ask a checkpoint spoken questions and score its answers"),
     "train": ("omni.train.command", "make training data and train a checkpoint"),
+    "bench": ("bench.command", "measure this build on this machine"),
     "fetch": ("omni.checkpoints", "fetch and assemble a checkpoint ahead of time"),
 }
 

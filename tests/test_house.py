@@ -82,6 +82,23 @@ def test_imports_only_go_down():
     assert [line for path in sources() for line in wrong(path)] == []
 
 
+def test_omni_runs_without_its_measurements():
+    """bench/ stands above everything: no file of the package imports it."""
+    named = {
+        (path.name, name.split(".")[0])
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [each.name for each in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert [file for file, package in named if package == "bench"] == []
+
+
 def test_every_room_has_a_floor():
     """A new folder or module beside the rooms has to say where it stands."""
     assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sources()} <= set(MAY_IMPORT)

@@ -1,0 +1,35 @@
+"""`omni bench turn|vocoder`: measure omni on this machine. bench/RESULTS.md has what was found."""
+
+import argparse
+import importlib
+from typing import Any
+
+BENCHMARKS = {  # name: (module, what it does)
+    "turn": ("bench.turn", "first audio and time per stage, against the published serving path"),
+    "vocoder": ("bench.vocoder", "what streaming costs the vocoder"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True, parser_class=_WhenAskedFor)
+    for name, (module, text) in BENCHMARKS.items():
+        benchmarks.add_parser(name, help=text, module=module)
+
+
+def main(args: argparse.Namespace) -> int:
+    return importlib.import_module(BENCHMARKS[args.benchmark][0]).main(args)
+
+
+class _WhenAskedFor(argparse.ArgumentParser):
+    """A benchmark's parser; its module is imported when it has something to read: `load` needs no torch."""
+
+    def __init__(self, *, module: str, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self._module: str | None = module
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._module is not None:
+            module, self._module = importlib.import_module(self._module), None
+            self.description = module.__doc__
+            module.add_arguments(self)
+        return super().parse_known_args(args, namespace)
