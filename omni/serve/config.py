@@ -4,12 +4,14 @@ The controller reads it back from a file (`ServeConfig.read`); workers get it pi
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from omni.checkpoints import Checkpoint, resolve
 
 API_KEY_VARIABLE = "OMNI_API_KEY"  # in the environment: a key is never an argument, in a file, or in a log
+STORE_PASSWORD_VARIABLE = "OMNI_STORE_PASSWORD"  # of a Redis store, likewise
 VOCODER_BACKENDS = ("own", "fairseq")
 DTYPES = ("float32", "bfloat16", "float16")
 MODEL_WEIGHTS = ("float", "int8")
@@ -54,9 +56,12 @@ class ServeConfig:
     max_utterances: int = 32  # spoken ones among them
     max_text_chars: int = 32_768  # written ones together
     upload_threads: int = 2  # uploads decoded at once
-    session_turns: int = 32  # of one session that an answer can refer to; older ones leave its memory
-    session_seconds: float = 300.0  # of the user's speech among them
-    session_keep: float = 0.8  # share of a limit that is used again once turns had to leave
+    window_turns: int = 32  # of one session that an answer can refer to; older ones leave its memory
+    window_seconds: float = 300.0  # of the user's speech among them
+    window_keep: float = 0.8  # share of a limit that is used again once turns had to leave
+    session_expiry: float = 3_600.0  # seconds after its last change that a session can be resumed
+    max_sessions: int = 1_000  # kept, connected or not; then those idle for longest go
+    max_session_bytes: int = 2 * 2**30  # of all kept sessions
 
     # deadlines, in seconds
     queue_deadline: float = 20.0  # waiting for a slot
@@ -75,6 +80,7 @@ class ServeConfig:
     chunk_growth: float = 2.0
 
     # the cluster under it
+    store: str = ""  # where sessions are kept: "" in memory, redis://HOST:PORT/N, or a SQLite file
     state_dir: str = ""  # Ray's session, the token, this file
     ray_address: str = ""  # HOST:PORT of the Ray head
     ray_token_file: str = ""
@@ -85,13 +91,14 @@ class ServeConfig:
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
         for name in ("vocoder_batch", "max_new_tokens", "max_turns", "first_chunk", "max_text_chars"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
-        for name in ("max_upload_bytes", "max_uploading_bytes", "session_turns"):
+        for name in ("max_upload_bytes", "max_uploading_bytes", "window_turns", "max_sessions", "max_session_bytes"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
         for field in fields(self):
             if field.name.endswith("_deadline") or field.name in (
                 "max_audio_seconds",
                 "vocoder_hedge",
-                "session_seconds",
+                "window_seconds",
+                "session_expiry",
             ):
                 _need(field.name, getattr(self, field.name) > 0, "must be more than 0 seconds", self)
         for name in ("model_workers", "vocoder_workers", "waiting", "model_gpus", "vocoder_gpus", "vocoder_gather"):
@@ -102,12 +109,16 @@ class ServeConfig:
         for name in ("port", "web_port"):
             port = getattr(self, name)
             _need(name, port is None or 0 < port < 65536, "must be between 1 and 65535", self)
-        _need("session_keep", 0 < self.session_keep <= 1, "must be more than 0 and at most 1", self)
+        _need("window_keep", 0 < self.window_keep <= 1, "must be more than 0 and at most 1", self)
         _need("web_port", self.web_port != self.port, "must differ from port", self)
         _need("chunk", self.chunk >= self.first_chunk, f"must be at least first_chunk ({self.first_chunk})", self)
         _need("chunk_growth", self.chunk_growth >= 1, "must be at least 1", self)
         _need("vocoder_backend", self.vocoder_backend in VOCODER_BACKENDS, f"must be one of {VOCODER_BACKENDS}", self)
         _need("model_weights", self.model_weights in MODEL_WEIGHTS, f"must be one of {MODEL_WEIGHTS}", self)
+        if re.match(r"rediss?://[^/]*@", self.store):
+            raise ConfigError(
+                f"store names a password or user: set {STORE_PASSWORD_VARIABLE} in the environment instead."
+            )
         _need("model_dtype", self.model_dtype in DTYPES, f"must be one of {DTYPES}", self)
 
     def here(self) -> Checkpoint:

@@ -64,8 +64,12 @@ class Item:
 
 
 class Conversation:
-    def __init__(self, window: Window, items: Iterable[Item] = (), max_items: int = 256) -> None:
-        self.window, self.max_items = window, max_items
+    """`max_items` and `max_chars` of text limit what it holds; of speech it holds twice the window at most."""
+
+    def __init__(
+        self, window: Window, items: Iterable[Item] = (), max_items: int = 256, max_chars: int = 32_768
+    ) -> None:
+        self.window, self.max_items, self.max_chars = window, max_items, max_chars
         self.items = list(items)
 
     # --- items --------------------------------------------------------------------------------------------------------
@@ -84,6 +88,8 @@ class Conversation:
             raise BadRequest(f"There is an item {item.id[:100]!r} already.", code="item_exists")
         if len(self.items) >= self.max_items:
             raise BadRequest(f"The conversation has {self.max_items} items, the limit: delete some.", code="too_long")
+        if item.alignment is None:
+            self._check_size(item)
         place = len(self.items) if after is None else 0 if after == "root" else self._index(after) + 1
         self.items.insert(place, item)
         return item
@@ -153,6 +159,22 @@ class Conversation:
         gone = {item.id for item in leaving}
         self.items = [item for item in self.items if item.id not in gone]
         return leaving
+
+    def _check_size(self, new: Item) -> None:
+        given = [each for each in [*self.items, new] if each.alignment is None]
+        chars = sum(len(each.text or "") for each in given)
+        seconds = sum(len(each.pcm16 or b"") for each in given) / 2 / SAMPLE_RATE
+        if chars > self.max_chars:
+            raise BadRequest(
+                f"The conversation has {chars} characters; the limit is {self.max_chars}: delete items.",
+                code="too_long",
+            )
+        if seconds > 2 * self.window.seconds:
+            raise BadRequest(
+                f"The conversation has {seconds:.1f} s of speech; the limit is {2 * self.window.seconds:g} s: "
+                "ask for an answer, or delete items.",
+                code="too_long",
+            )
 
     def _turns(self, pending: Sequence[Item]) -> list[list[Item]]:
         """The items but the system's: a new turn begins with a user's item that follows an answer."""

@@ -7,8 +7,10 @@
     ├── UploadTooSlow         408  the question did not arrive in time
     ├── TooLarge              413  a limit of the request was passed
     ├── UnknownModel          404
+    ├── NotResumable          404  no session is kept that this token resumes
     ├── Busy                  503  every slot is taken: the same request will pass later   (busy is not broken)
     ├── Draining              503  this cluster takes no new turns
+    ├── StoreLost             503  the sessions' store does not answer
     ├── WorkerLost            502  the worker died and nobody could take over
     ├── DeadlineExceeded      504  no progress within the deadline
     ├── Cancelled             499  the client left or spoke again
@@ -63,6 +65,14 @@ class TooLarge(OmniError):
 
 class UnknownModel(OmniError):
     status, code = 404, "model_not_found"
+
+
+class NotResumable(OmniError):
+    status, code = 404, "session_not_resumable"
+
+
+class StoreLost(OmniError):
+    status, code = 503, "store_lost"
 
 
 class Busy(OmniError):

@@ -46,7 +46,7 @@ class Window:
     def of(cls, config: ServeConfig) -> "Window":
         positions, padded = _shape(config.model)
         room = max(positions - config.max_new_tokens, 0)
-        return cls(room, config.session_seconds, config.session_turns, config.session_keep, padded)
+        return cls(room, config.window_seconds, config.window_turns, config.window_keep, padded)
 
     def spoken(self, num_samples: int) -> Size:
         positions = PADDED_POSITIONS if self.padded else -(-num_samples // SAMPLES_PER_POSITION)

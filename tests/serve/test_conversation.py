@@ -109,6 +109,20 @@ def test_the_number_of_items_is_limited():
         conversation.add(Item.speech(SECOND))
 
 
+def test_what_it_holds_is_limited():
+    """Of text, and of speech: twice of what goes into a prompt."""
+    conversation = Conversation(roomy(seconds=1), max_chars=10)
+    conversation.add(Item.written("user", "Hello"))
+    with pytest.raises(BadRequest, match="11 characters; the limit is 10"):
+        conversation.add(Item.written("user", "Hello."))
+    conversation.add(Item.speech(SECOND))
+    conversation.add(Item.speech(SECOND))
+    with pytest.raises(BadRequest, match=r"3\.0 s of speech; the limit is 2 s"):
+        conversation.add(Item.speech(SECOND))
+    assert conversation.begin_answer(), "an answer is always taken in"
+    assert len(conversation.items) == 4
+
+
 def test_items_have_an_order():
     """After another one, at the beginning, or at the end."""
     conversation = spoken()

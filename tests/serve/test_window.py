@@ -42,5 +42,5 @@ def test_sizes():
 
 def test_it_is_read_from_the_configuration(tmp_path):
     """The slot's positions less the longest answer's; the checkpoint's own defaults."""
-    settings = config(tmp_path, max_new_tokens=48, session_seconds=20, session_turns=3, session_keep=0.7)
+    settings = config(tmp_path, max_new_tokens=48, window_seconds=20, window_turns=3, window_keep=0.7)
     assert Window.of(settings) == Window(2000, 20, 3, 0.7, padded=True)

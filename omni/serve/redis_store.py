@@ -1,0 +1,95 @@
+"""Sessions in Redis, shared by several controllers: `omni up --store redis://HOST:PORT/N`. Needs the extra `redis`.
+
+One hash a session: its owner, its head, and its parts. Redis itself forgets a session when its time is over, and runs
+each of the scripts below in one step. How much it may hold is Redis' own setting (maxmemory).
+"""
+
+from typing import Any
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+
+from omni.serve.errors import StoreLost
+from omni.serve.stores import Change, Record
+
+SECONDS = 5.0  # to connect, and for one answer
+RETRIES = 3
+RETRY_AFTER = 1.0
+PART = "part:"
+
+WRITE = """
+if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'head', ARGV[3])
+local parts = 2 * tonumber(ARGV[4])
+for i = 1, parts, 2 do redis.call('HSET', KEYS[1], ARGV[4 + i], ARGV[5 + i]) end
+for i = 5 + parts, #ARGV do redis.call('HDEL', KEYS[1], ARGV[i]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+TAKE = """
+if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return false end
+redis.call('HSET', KEYS[1], 'owner', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return redis.call('HGETALL', KEYS[1])
+"""
+DELETE = "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+class RedisStore:
+    def __init__(self, url: str, password: str | None = None) -> None:
+        self._redis = redis.Redis.from_url(
+            url,
+            password=password,
+            socket_timeout=SECONDS,
+            socket_connect_timeout=SECONDS,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
+            retry_on_error=[ConnectionError, TimeoutError],
+        )
+        self._write, self._take, self._delete = map(self._redis.register_script, (WRITE, TAKE, DELETE))
+
+    async def create(self, session_id: str, owner: str, lifetime: float) -> None:
+        async def work() -> None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(_key(session_id), mapping={"owner": owner, "head": b""})
+                pipe.pexpire(_key(session_id), _milliseconds(lifetime))
+                await pipe.execute()
+
+        await _translated(work())
+
+    async def write(self, session_id: str, owner: str, change: Change, lifetime: float) -> bool:
+        parts = [each for name, content in change.parts.items() for each in (PART + name, content)]
+        gone = [PART + name for name in change.gone]
+        words = [owner, _milliseconds(lifetime), change.head, len(change.parts), *parts, *gone]
+        return bool(await _translated(self._write(keys=[_key(session_id)], args=words)))
+
+    async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
+        words = [owner, _milliseconds(lifetime), new_owner]
+        found = await _translated(self._take(keys=[_key(session_id)], args=words))
+        if not found:
+            return None
+        fields = dict(zip(found[::2], found[1::2], strict=True))
+        parts = {name.decode()[len(PART) :]: content for name, content in fields.items() if name.startswith(b"part:")}
+        return Record(fields[b"head"], parts)
+
+    async def delete(self, session_id: str, owner: str) -> None:
+        await _translated(self._delete(keys=[_key(session_id)], args=[owner]))
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+def _key(session_id: str) -> str:
+    return f"omni:session:{session_id}"
+
+
+def _milliseconds(lifetime: float) -> int:
+    return max(1, int(1000 * lifetime))
+
+
+async def _translated(work: Any) -> Any:
+    try:
+        return await work
+    except RedisError as exc:
+        raise StoreLost(f"The session store does not answer ({type(exc).__name__}).", retry_after=RETRY_AFTER) from exc
