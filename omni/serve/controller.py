@@ -35,6 +35,8 @@ from omni.serve.metrics import CONTENT_TYPE, Metrics
 from omni.serve.openai_api import ChatRequest, OpenAIApi
 from omni.serve.protocol import Failed
 from omni.serve.registry import Registry
+from omni.serve.sessions import Sessions
+from omni.serve.stores import MemoryStore, Store
 from omni.serve.surface import error_body, error_headers, error_response
 from omni.serve.turns_api import TurnOptions, TurnsApi
 from omni.serve.uploads import Uploads
@@ -43,10 +45,13 @@ logger = logging.getLogger(__name__)
 OPEN_ROUTES = ("/live", "/ready")  # a probe carries no key
 
 
-def make_app(config: ServeConfig, cluster: Cluster, *, api_key: str | None = None) -> FastAPI:
+def make_app(
+    config: ServeConfig, cluster: Cluster, *, api_key: str | None = None, store: Store | None = None
+) -> FastAPI:
     """The routes over this cluster. With an api_key, every route but the probes asks for it as a bearer token."""
     metrics = Metrics()
     registry = Registry(config, cluster, metrics)
+    sessions = Sessions(config, store or MemoryStore(config.max_sessions, config.max_session_bytes))
     uploads = Uploads(
         max_seconds=config.max_audio_seconds, max_bytes=config.max_upload_bytes, num_threads=config.upload_threads
     )
@@ -55,9 +60,10 @@ def make_app(config: ServeConfig, cluster: Cluster, *, api_key: str | None = Non
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         uploads.close()
+        await sessions.close()
 
     app = FastAPI(title="omni", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.registry = registry
+    app.state.registry, app.state.sessions = registry, sessions
     _add_turns(app, registry, uploads)
     _add_state(app, registry)
     _add_errors(app)

@@ -16,7 +16,7 @@ answers to it; system items are no turns and never leave.
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omni.audio.wav import SAMPLE_RATE
 from omni.serve.alignment import Alignment, Heard
@@ -33,7 +33,7 @@ class Item:
 
     id: str
     role: str  # one of ROLES
-    pcm16: bytes | None = None
+    pcm16: bytes | None = field(default=None, repr=False)
     text: str | None = None
     alignment: Alignment | None = None  # of an answer that omni gave
     heard_samples: int | None = None  # of an answer: how much of it was played; None: all that was sent

@@ -6,11 +6,13 @@ python -m omni.serve.driver CONFIG.json      # as `omni up` starts it; several m
 import argparse
 import asyncio
 import logging
+import os
 import sys
 
-from omni.serve.config import ServeConfig
+from omni.serve.config import STORE_PASSWORD_VARIABLE, ServeConfig
 from omni.serve.controller import api_key_from_environment, make_app, serve
 from omni.serve.ray_cluster import RayCluster
+from omni.serve.stores import open_store
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,10 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     config = ServeConfig.read(args.config)
     cluster = RayCluster.connect(config)
     try:
-        asyncio.run(serve(make_app(config, cluster, api_key=api_key_from_environment()), config))
+        asyncio.run(_serve(config, cluster))
     finally:
         cluster.close()
     return 0
+
+
+async def _serve(config: ServeConfig, cluster: RayCluster) -> None:
+    store = open_store(config, os.environ.get(STORE_PASSWORD_VARIABLE))
+    await serve(make_app(config, cluster, api_key=api_key_from_environment(), store=store), config)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ itself, and at the end leaves no process, socket or file behind.
 """
 
 import argparse
+import asyncio
 import dataclasses
 import logging
 import os
@@ -27,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from omni import checkpoints
-from omni.serve import ray_node
+from omni.serve import ray_node, stores
 from omni.serve.config import DTYPES, MODEL_WEIGHTS, VOCODER_BACKENDS, ConfigError, ServeConfig
 
 START_SECONDS = 300.0  # for Ray, and again for controller and page: a few, unless the machine has much else to do
@@ -86,6 +87,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(workers, "vocoder-gpus", float, "GPUs, or share of one, of a vocoder worker", metavar="SHARE")
     option(workers, "vocoder-batch", int, "chunks vocoded together", metavar="N")
 
+    sessions = parser.add_argument_group("sessions")
+    sessions.add_argument(
+        "--store",
+        default=default["store"],
+        metavar="WHERE",
+        help="a SQLite file, or redis://HOST:PORT/N, to keep them in (default: memory)",
+    )
+    option(sessions, "session-expiry", float, "how long one can be resumed", metavar="S")
+    option(sessions, "max-sessions", int, "sessions kept, in memory or a file", metavar="N")
+    option(sessions, "window-turns", int, "turns that an answer can refer to", metavar="N")
+    option(sessions, "window-seconds", float, "speech among them", metavar="S")
+
     limits = parser.add_argument_group("limits")
     option(limits, "max-audio-seconds", float, "longest question", metavar="S")
     option(limits, "max-upload-bytes", int, "largest request", metavar="BYTES")
@@ -106,6 +119,7 @@ def main(args: argparse.Namespace) -> int:
         check_ports(args)
         check_gpus(args)
         config = make_config(args)
+        check_store(config)
     except (ConfigError, checkpoints.UnknownCheckpoint, LaunchFailed) as exc:
         print(f"omni up: {exc}", file=sys.stderr)
         return 2
@@ -118,6 +132,8 @@ def make_config(args: argparse.Namespace) -> ServeConfig:
     fields = {field.name for field in dataclasses.fields(ServeConfig)}
     given = {name: value for name, value in vars(args).items() if name in fields}
     given |= {"model_name": found.name, "model": str(found.model), "vocoder": str(found.vocoder)}
+    if args.store and "://" not in args.store:
+        given["store"] = str(Path(args.store).absolute())  # the controller may run elsewhere
     if args.no_web:
         given["web_port"] = None
     return ServeConfig(**given)
@@ -141,6 +157,16 @@ def check_gpus(args: argparse.Namespace) -> None:
     wanted = args.model_workers * args.model_gpus + args.vocoder_workers * args.vocoder_gpus
     if wanted > ray_node.num_gpus():
         raise LaunchFailed(f"The workers ask for {wanted:g} GPUs; this machine has {ray_node.num_gpus()}.")
+
+
+def check_store(config: ServeConfig) -> None:
+    """A store that cannot be opened is told now, not by a controller that does not start."""
+    try:
+        asyncio.run(stores.open_store(config).close())
+    except ImportError as exc:
+        raise LaunchFailed(f"--store {config.store} needs Redis' client: pip install 'omni[redis]'.") from exc
+    except (stores.StoreError, ValueError) as exc:
+        raise LaunchFailed(str(exc)) from exc
 
 
 class Launch:

@@ -59,13 +59,14 @@ class RedisStore:
         await _translated(work())
 
     async def write(self, session_id: str, owner: str, change: Change, lifetime: float) -> bool:
-        parts = [each for name, content in change.parts.items() for each in (PART + name, content)]
-        gone = [PART + name for name in change.gone]
-        words = [owner, _milliseconds(lifetime), change.head, len(change.parts), *parts, *gone]
+        words: list[str | bytes | int] = [owner, _milliseconds(lifetime), change.head, len(change.parts)]
+        for name, content in change.parts.items():
+            words += [PART + name, content]
+        words += [PART + name for name in change.gone]
         return bool(await _translated(self._write(keys=[_key(session_id)], args=words)))
 
     async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
-        words = [owner, _milliseconds(lifetime), new_owner]
+        words: list[str | bytes | int] = [owner, _milliseconds(lifetime), new_owner]
         found = await _translated(self._take(keys=[_key(session_id)], args=words))
         if not found:
             return None

@@ -43,7 +43,6 @@ class Session:
 class Sessions:
     def __init__(self, config: ServeConfig, store: Store) -> None:
         self._config, self._store = config, store
-        self._window = Window.of(config)
 
     async def open(self, settings: Mapping[str, Any] | None = None) -> tuple[Session, str]:
         """A new session, and the token that resumes it."""
@@ -99,7 +98,7 @@ class Sessions:
         await self._store.close()
 
     def _conversation(self, items: tuple[Item, ...]) -> Conversation:
-        return Conversation(self._window, items, self._config.max_messages, self._config.max_text_chars)
+        return Conversation(Window.of(self._config), items, self._config.max_messages, self._config.max_text_chars)
 
     def _new_token(self, session: Session) -> str:
         token = secrets.token_urlsafe(TOKEN_BYTES)
@@ -159,7 +158,8 @@ def _unpack(content: bytes) -> Item:
     pcm16 = content[4 + size :] if fields.pop("spoken") else None
     alignment = fields.pop("alignment")
     if alignment is not None:
-        alignment = Alignment(**{name: tuple(v) if isinstance(v, list) else v for name, v in alignment.items()})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in alignment.items()}
+        alignment = Alignment(**given)
     item = Item(**fields, pcm16=pcm16, alignment=alignment)
     if item.status == "in_progress":  # the controller that made it is gone
         item.status = "incomplete"

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from omni.serve.stores import Change, Record
+from omni.serve.stores import Change, Record, StoreError
 
 T = TypeVar("T")
 BUSY_SECONDS = 5.0  # while another controller on this machine writes
@@ -28,10 +28,6 @@ CREATE TABLE IF NOT EXISTS parts (
 );
 CREATE INDEX IF NOT EXISTS sessions_touched ON sessions (touched);
 """
-
-
-class StoreError(RuntimeError):
-    """The file cannot be used; the message names it."""
 
 
 class SqliteStore:

@@ -20,6 +20,10 @@ from typing import Protocol
 from omni.serve.config import ServeConfig
 
 
+class StoreError(RuntimeError):
+    """The store cannot be opened; the message names it."""
+
+
 @dataclass(frozen=True)
 class Change:
     """What is new of a session: its head is replaced, parts are added or replaced by name, others are forgotten."""

@@ -15,8 +15,9 @@ from fake_cluster import config
 from omni.serve import stores
 from omni.serve.config import ConfigError
 from omni.serve.errors import StoreLost
-from omni.serve.sqlite_store import SqliteStore, StoreError
-from omni.serve.stores import Change, MemoryStore, Record, Store
+from omni.serve.launch import LaunchFailed, check_store
+from omni.serve.sqlite_store import SqliteStore
+from omni.serve.stores import Change, MemoryStore, Record, Store, StoreError
 
 HOUR = 3600.0
 MAX_SESSIONS, MAX_BYTES = 3, 10_000
@@ -258,3 +259,10 @@ def test_nothing_is_left_open(tmp_path):
     for _ in range(50):
         asyncio.run(once())
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_store_that_cannot_be_opened_ends_the_start(tmp_path):
+    """`omni up` says so at once."""
+    with pytest.raises(LaunchFailed, match="nowhere"):
+        check_store(config(tmp_path, store=str(tmp_path / "nowhere" / "s.db")))
+    check_store(config(tmp_path, store=str(tmp_path / "s.db")))
