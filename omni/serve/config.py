@@ -74,6 +74,16 @@ class ServeConfig:
     drain_deadline: float = 30.0  # how long running turns may go on after Ctrl-C
     attempts: int = 3  # workers that may be lost in a row, without a token or chunk between them
 
+    # live conversations over /v1/realtime
+    max_sockets: int = 1024  # conversations at once, silent ones too
+    max_message_bytes: int = 4 * 2**20  # 30 s at 24 kHz in base64 are half of it
+    allowed_origins: str = ""  # of pages elsewhere that may connect: "https://a.example,https://b.example", or "*"
+    audio_burst: float = 60.0  # seconds of sound that may come at once; after that a quarter faster than it is spoken
+    audio_ahead: float = 30.0  # seconds of an answer's sound that the client may have and not yet have played
+    pause_ms: int = 130  # a silence after which an answer is begun that may still be dropped
+    idle_deadline: float = 900.0  # a conversation in which the client says nothing, no silence either, has ended
+    conversation_deadline: float = 7200.0  # longest conversation
+
     # chunks, in units
     first_chunk: int = 10
     chunk: int = 80
@@ -89,9 +99,11 @@ class ServeConfig:
     def __post_init__(self) -> None:
         for name in ("slots", "model_threads", "vocoder_threads", "attempts"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
-        for name in ("vocoder_batch", "max_new_tokens", "max_turns", "first_chunk", "max_text_chars"):
+        for name in ("vocoder_batch", "max_new_tokens", "max_turns", "first_chunk", "max_text_chars", "max_sockets"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
-        for name in ("max_upload_bytes", "max_uploading_bytes", "window_turns", "max_sessions", "max_session_bytes"):
+        for name in ("window_turns", "max_sessions", "max_session_bytes"):
+            _need(name, getattr(self, name) >= 1, "must be at least 1", self)
+        for name in ("max_message_bytes", "max_upload_bytes", "max_uploading_bytes"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
         for field in fields(self):
             if field.name.endswith("_deadline") or field.name in (
@@ -110,6 +122,7 @@ class ServeConfig:
             port = getattr(self, name)
             _need(name, port is None or 0 < port < 65536, "must be between 1 and 65535", self)
         _need("window_keep", 0 < self.window_keep <= 1, "must be more than 0 and at most 1", self)
+        _need("pause_ms", self.pause_ms >= 0, "must not be negative", self)
         _need("web_port", self.web_port != self.port, "must differ from port", self)
         _need("chunk", self.chunk >= self.first_chunk, f"must be at least first_chunk ({self.first_chunk})", self)
         _need("chunk_growth", self.chunk_growth >= 1, "must be at least 1", self)

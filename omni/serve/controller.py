@@ -5,6 +5,7 @@
 
 POST /v1/chat/completions   OpenAI's clients        GET /v1/models    GET /live    GET /metrics
 POST /v1/turns              bytes in, events out    GET /v1/cluster   GET /ready   GET /openapi.json
+WS   /v1/realtime           live conversations
 
 Knows the routes and who may use them; what a turn is, turn.py knows, and when it ends, registry.py.
 """
@@ -24,6 +25,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omni import __version__
@@ -31,9 +33,11 @@ from omni.serve.cluster import Cluster
 from omni.serve.config import API_KEY_VARIABLE, ServeConfig
 from omni.serve.errors import Internal, OmniError, Unauthorized
 from omni.serve.events import FRAMES, JSON_LINES
+from omni.serve.live_socket import LiveProtocol
 from omni.serve.metrics import CONTENT_TYPE, Metrics
 from omni.serve.openai_api import ChatRequest, OpenAIApi
 from omni.serve.protocol import Failed
+from omni.serve.realtime import Realtime
 from omni.serve.registry import Registry
 from omni.serve.sessions import Sessions
 from omni.serve.stores import MemoryStore, Store
@@ -56,15 +60,19 @@ def make_app(
         max_seconds=config.max_audio_seconds, max_bytes=config.max_upload_bytes, num_threads=config.upload_threads
     )
 
+    realtime = Realtime(registry, api_key)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         uploads.close()
         await sessions.close()
+        realtime.close()
 
     app = FastAPI(title="omni", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.registry, app.state.sessions = registry, sessions
     _add_turns(app, registry, uploads)
+    app.router.routes.append(WebSocketRoute("/v1/realtime", realtime))
     _add_state(app, registry)
     _add_errors(app)
     if api_key:
@@ -74,17 +82,22 @@ def make_app(
 
 async def serve(app: FastAPI, config: ServeConfig) -> None:
     """Serve until a signal comes; then take no new turns, let the live ones end, and return."""
-    settings = uvicorn.Config(
+    settings = server_settings(app, config, host=config.host, port=config.port)
+    await DrainingServer(settings, app.state.registry, config.drain_deadline).serve()
+
+
+def server_settings(app: FastAPI, config: ServeConfig, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        host=config.host,
-        port=config.port,
         log_config=None,  # handlers are the process' matter
         access_log=False,  # a turn has its own line
         server_header=False,
-        ws="none",
+        ws=LiveProtocol,
+        ws_max_size=config.max_message_bytes,
+        ws_per_message_deflate=False,  # speech does not get smaller, and every socket would hold a window
         timeout_graceful_shutdown=5,
+        **more,
     )
-    await DrainingServer(settings, app.state.registry, config.drain_deadline).serve()
 
 
 class DrainingServer(uvicorn.Server):

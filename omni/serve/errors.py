@@ -4,10 +4,12 @@
     ├── BadRequest            400  the request cannot be understood (param names the field)
     │   └── BadAudio          400  the upload is no audio we can answer (code says why)
     ├── Unauthorized          401  the key is missing or wrong
+    ├── Forbidden             403  a page of an origin that may not connect
     ├── UploadTooSlow         408  the question did not arrive in time
     ├── TooLarge              413  a limit of the request was passed
     ├── UnknownModel          404
     ├── NotResumable          404  no session is kept that this token resumes
+    ├── RateLimited           429  more at once than may come
     ├── Busy                  503  every slot is taken: the same request will pass later   (busy is not broken)
     ├── Draining              503  this cluster takes no new turns
     ├── StoreLost             503  the sessions' store does not answer
@@ -55,6 +57,10 @@ class Unauthorized(OmniError):
     status, code = 401, "invalid_api_key"
 
 
+class Forbidden(OmniError):
+    status, code = 403, "origin_not_allowed"
+
+
 class UploadTooSlow(OmniError):
     status, code = 408, "upload_too_slow"
 
@@ -73,6 +79,10 @@ class NotResumable(OmniError):
 
 class StoreLost(OmniError):
     status, code = 503, "store_lost"
+
+
+class RateLimited(OmniError):
+    status, code = 429, "rate_limit_exceeded"
 
 
 class Busy(OmniError):

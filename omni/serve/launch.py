@@ -104,6 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(limits, "max-upload-bytes", int, "largest request", metavar="BYTES")
     option(limits, "max-new-tokens", int, "longest answer, in tokens", metavar="N")
     option(limits, "max-turns", int, "turns at once", metavar="N")
+    option(limits, "max-sockets", int, "live conversations at once", metavar="N")
+    option(limits, "allowed-origins", str, "pages elsewhere that may hold live conversations", metavar="URL,URL")
     option(limits, "queue-deadline", float, "longest wait for a slot", metavar="S")
     option(limits, "silence-deadline", float, "silence after which a worker is taken for dead", metavar="S")
     option(limits, "progress-deadline", float, "longest wait for a token", metavar="S")
@@ -415,7 +417,7 @@ class Launch:
         self._say("ready.")
         if config.web_port is not None:
             print(f"  page        {self._page_url()}")
-        print(f"  controller  {self._url()}   (POST /v1/turns, /v1/chat/completions; GET /v1/cluster, /metrics)")
+        print(f"  controller  {self._url()}   (POST /v1/turns, /v1/chat/completions; WS /v1/realtime)")
         self._say_how_to_join()
         print("  Ctrl-C ends it.", flush=True)
 

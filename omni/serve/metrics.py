@@ -18,6 +18,7 @@ class Metrics:
         self.ended = Counter("omni_turns_ended", "Turns by how they ended.", ["outcome"], registry=registry)
         self.errors = Counter("omni_errors", "Turns ended by an error, by its code.", ["code"], registry=registry)
         self.live = Gauge("omni_turns_live", "Turns between their arrival and their end.", registry=registry)
+        self.sockets = Gauge("omni_sockets", "Open live conversations.", registry=registry)
         self.first_audio = Histogram(
             "omni_first_audio_seconds",
             "From the question's last byte to the answer's first audio sent.",

@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import soundfile
-import soxr
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from omni.audio import wav
+from omni.audio.resample import Resampler
 from omni.audio.wav import SAMPLE_RATE
 from omni.serve.errors import BadRequest
 from omni.serve.exchange import Exchange
@@ -306,7 +306,7 @@ class ChunkWriter:
         self.spoken = self.request.wants_audio
         self.with_usage = bool(self.request.stream_options and self.request.stream_options.include_usage)
         rate = (self.request.audio or AudioOut(format="pcm16")).rate
-        self._resample = Resampler(rate) if self.spoken else None
+        self._resample = Resampler(SAMPLE_RATE, rate) if self.spoken else None
 
     def first(self) -> bytes:
         return self._chunk({"role": "assistant", "content": None if self.spoken else ""})
@@ -338,18 +338,6 @@ class ChunkWriter:
         return _event(self.head | {"choices": [choice]} | ({"usage": None} if self.with_usage else {}))
 
 
-class Resampler:
-    """16 kHz PCM in portions → another rate; joined, the same as in one piece."""
-
-    def __init__(self, rate: int) -> None:
-        self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(SAMPLE_RATE, rate, 1, dtype="float32")
-
-    def __call__(self, pcm16: bytes, last: bool = False) -> bytes:
-        if self._stream is None:
-            return pcm16
-        return wav.to_pcm16(self._stream.resample_chunk(wav.from_pcm16(pcm16), last=last))
-
-
 def parse(body: bytes) -> ChatRequest:
     """The body's JSON, checked field by field. BadRequest names the first that is wrong."""
     try:
@@ -375,9 +363,9 @@ def parse(body: bytes) -> ChatRequest:
 def encode(pcm16: bytes, audio: AudioOut) -> bytes:
     """16 kHz PCM → a file (or bare PCM) as asked for."""
     if audio.format == "pcm16":
-        return Resampler(audio.rate)(pcm16, last=True)
+        return Resampler(SAMPLE_RATE, audio.rate)(pcm16, last=True)
     if audio.format == "wav":
-        return wav.wav_bytes(Resampler(audio.rate)(pcm16, last=True), audio.rate)
+        return wav.wav_bytes(Resampler(SAMPLE_RATE, audio.rate)(pcm16, last=True), audio.rate)
     container, subtype = AUDIO_FORMATS[audio.format]
     file = io.BytesIO()
     soundfile.write(file, np.frombuffer(pcm16, dtype="<i2"), SAMPLE_RATE, format=container, subtype=subtype)

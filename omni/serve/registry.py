@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from omni.audio.wav import SAMPLE_RATE
 from omni.serve import turn
@@ -50,6 +50,7 @@ class LiveTurn:
     def __init__(self, registry: "Registry", surface: str, asker: Asker) -> None:
         self.turn_id = uuid.uuid4().hex
         self.asker = asker
+        self.turn: turn.Turn | None = None  # once it is admitted
         self.failed: Failed | None = None
         self.done: Done | None = None
         self.sampling = Sampling()
@@ -78,10 +79,10 @@ class LiveTurn:
         self.forget_upload()
         self.sampling = sampling
         self.audio_in = sum(len(each.pcm16 or b"") for each in messages) / SAMPLE_BYTES / SAMPLE_RATE
-        own = turn.Turn(
+        self.turn = turn.Turn(
             registry.cluster, config or registry.config, messages, sampling, audio=audio, turn_id=self.turn_id
         )
-        events = own.run()
+        events = self.turn.run()
         try:
             while self.done is None:
                 event = await self.asker.unless_gone(anext(events, None), registry.guard_seconds)
@@ -137,6 +138,14 @@ class LiveTurn:
         return " ".join(f"{name}={value}" for name, value in fields.items())
 
 
+class Conversing(Protocol):
+    """A socket, as a draining registry sees it."""
+
+    def drain(self) -> None:
+        """Say what is begun, and leave."""
+        ...
+
+
 class Registry:
     def __init__(
         self,
@@ -148,7 +157,8 @@ class Registry:
         self.config, self.cluster, self.metrics, self.clock = config, cluster, metrics, clock
         self.live: dict[str, LiveTurn] = {}
         self.draining = False
-        self._left = asyncio.Event()  # set whenever a turn leaves
+        self.sockets: set[Conversing] = set()  # live conversations, talking or not
+        self._left = asyncio.Event()  # set whenever a turn or a socket leaves
         self.answering: set[str] = set()  # those of the live turns whose question has arrived
         self.uploading = 0  # bytes of bodies that are arriving or being decoded
         # Turn has deadlines of its own; this one only ends a stream that a mistake of ours would let hang.
@@ -161,6 +171,15 @@ class Registry:
         self.metrics.started.inc()
         self.metrics.live.set(len(self.live))
         return live
+
+    def join(self, conversing: Conversing) -> None:
+        self.sockets.add(conversing)
+        self.metrics.sockets.set(len(self.sockets))
+
+    def part(self, conversing: Conversing) -> None:
+        self.sockets.discard(conversing)
+        self.metrics.sockets.set(len(self.sockets))
+        self._left.set()
 
     def admit(self) -> None:
         """Room for one more answer? Questions that are only arriving take no place: slow ones would shut others out."""
@@ -195,7 +214,9 @@ class Registry:
         """No new turns; the live ones may end until the deadline, and are told so when it passes."""
         self.draining = True
         deadline = self.clock() + seconds
-        while self.live and (left := deadline - self.clock()) > 0:
+        for conversing in list(self.sockets):
+            conversing.drain()
+        while (self.live or self.sockets) and (left := deadline - self.clock()) > 0:
             self._left.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._left.wait(), left)

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from omni.audio import wav
 from omni.serve import errors
 from omni.serve.config import ServeConfig
+from omni.serve.controller import server_settings
 from omni.serve.protocol import Tokens, TurnRequest
 from omni.vocoder.streaming import Chunk, ChunkReply
 
@@ -128,7 +129,7 @@ def in_process(app: FastAPI) -> httpx.AsyncClient:
 async def over_tcp(app: FastAPI) -> AsyncIterator[str]:
     """The app under uvicorn on a free port of this machine, in this event loop; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=2))
+        server = uvicorn.Server(server_settings(app, app.state.registry.config))
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

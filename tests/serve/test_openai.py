@@ -25,9 +25,10 @@ from fake_cluster import (
 )
 
 from omni.audio import wav
+from omni.audio.resample import Resampler
 from omni.serve import errors
 from omni.serve.controller import make_app
-from omni.serve.openai_api import Answers, Resampler
+from omni.serve.openai_api import Answers
 
 ROUTE = "/v1/chat/completions"
 SPOKEN = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
@@ -368,7 +369,7 @@ async def test_key(tmp_path, cluster):
 def test_resampled_in_portions_equals_in_one_piece(rate):
     """However the portions fall, the sound is that of resampling it whole."""
     pcm = wav.to_pcm16(tone(0.5))
-    resample, pieces = Resampler(rate), []
+    resample, pieces = Resampler(wav.SAMPLE_RATE, rate), []
     for start in range(0, len(pcm), 1234):
         pieces.append(resample(pcm[start : start + 1234]))
     joined = np.frombuffer(b"".join(pieces) + resample(b"", last=True), dtype="<i2").astype(int)
