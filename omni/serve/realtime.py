@@ -146,4 +146,5 @@ class Realtime:
 
 
 def _code_of(exc: Exception) -> int:
-    return {Busy: TRY_LATER, Draining: RESTART, DeadlineExceeded: TOO_LONG}.get(type(exc), OUR_MISTAKE)
+    codes: dict[type[Exception], int] = {Busy: TRY_LATER, Draining: RESTART, DeadlineExceeded: TOO_LONG}
+    return codes.get(type(exc), OUR_MISTAKE)
