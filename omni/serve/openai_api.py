@@ -35,7 +35,7 @@ KEPT_SECONDS = 3_600
 AUDIO_FORMATS = {"flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS")}
 
 # Fields that change nothing we do, and fields that are fine as long as they ask for nothing.
-IGNORED = {"metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier", "verbosity"}
+IGNORED = {"metadata", "user", "safety_identifier", "service_tier", "verbosity"}
 NEUTRAL: dict[str, tuple] = {
     "frequency_penalty": (0, None), "presence_penalty": (0, None), "logit_bias": ({}, None), "logprobs": (False, None),
     "top_logprobs": (0, None), "stop": ([], "", None), "store": (False, None), "tools": ([], None),
@@ -136,6 +136,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     seed: int | None = Field(None, gt=-SEED_LIMIT, lt=SEED_LIMIT)
     n: Literal[1] | None = 1
+    prompt_cache_key: str | None = Field(None, description="Keeps a conversation's turns with one worker.")
 
     @property
     def wants_audio(self) -> bool:
@@ -152,23 +153,30 @@ class ChatRequest(BaseModel):
 
 
 class Answers:
-    """Transcripts of recent answers by their audio id, so that a conversation can name them instead of sending them."""
+    """Recent answers by their audio id, so that a conversation can name them instead of sending them."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._kept: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Message, float]] = OrderedDict()
 
-    def keep(self, audio_id: str, text: str) -> int:
+    def keep(self, audio_id: str, answer: Message) -> int:
         """Returns when it is forgotten, in Unix time."""
         expires = self._clock() + KEPT_SECONDS
-        self._kept[audio_id] = text, expires
+        self._kept[audio_id] = answer, expires
         while len(self._kept) > KEPT_ANSWERS:
             self._kept.popitem(last=False)
         return int(expires)
 
-    def find(self, audio_id: str) -> str | None:
-        text, expires = self._kept.get(audio_id, (None, 0.0))
-        return text if expires > self._clock() else None
+    def find(self, audio_id: str) -> Message | None:
+        message, expires = self._kept.get(audio_id, (None, 0.0))
+        return message if expires > self._clock() else None
+
+
+def said_by(live: LiveTurn) -> Message:
+    """A turn's answer, with its own tokens."""
+    assert live.turn is not None, "it has been answered"
+    alignment = live.turn.alignment()
+    return Message("assistant", text=alignment.text, token_ids=alignment.token_ids)
 
 
 class OpenAIApi(Surface):
@@ -186,7 +194,9 @@ class OpenAIApi(Surface):
         self.check_model(request.model)
         sampling = request.sampling(self.config.max_new_tokens)
         conversation = await self._conversation(request)
-        async with aclosing(live.answer(conversation, sampling, audio=request.wants_audio)) as events:
+        session = self.session_of(exchange, request.prompt_cache_key)
+        answer = live.answer(conversation, sampling, audio=request.wants_audio, session=session)
+        async with aclosing(answer) as events:
             if request.stream:
                 await self._stream(exchange, live, request, events)
             else:
@@ -201,7 +211,7 @@ class OpenAIApi(Surface):
         conversation: list[Message] = []
         for i, message in enumerate(request.messages):
             if isinstance(message, AssistantMessage):
-                conversation.append(Message("assistant", text=self._said(message, f"messages.{i}")))
+                conversation.append(self._said(message, f"messages.{i}"))
                 continue
             role = "user" if message.role == "user" else "system"
             for k, part in enumerate(message.content):
@@ -230,19 +240,19 @@ class OpenAIApi(Surface):
                     f"The conversation has {count} {what}; the limit is {limit}.", code="too_long", param="messages"
                 )
 
-    def _said(self, message: AssistantMessage, param: str) -> str:
+    def _said(self, message: AssistantMessage, param: str) -> Message:
         if message.content:
-            return "".join(part.text for part in message.content)
+            return Message("assistant", text="".join(part.text for part in message.content))
         if message.audio is None:
             raise BadRequest(f"{param} has neither content nor audio.id.", code="invalid_value", param=param)
-        text = self.answers.find(message.audio.id)
-        if text is None:
+        kept = self.answers.find(message.audio.id)
+        if kept is None:
             raise BadRequest(
                 f"The answer {message.audio.id!r} is not (or no longer) kept here. Send its transcript as content.",
                 code="audio_not_found",
                 param=f"{param}.audio.id",
             )
-        return text
+        return kept
 
     async def _whole(
         self, exchange: Exchange, live: LiveTurn, request: ChatRequest, events: AsyncIterator[Delta]
@@ -256,7 +266,7 @@ class OpenAIApi(Surface):
         if request.wants_audio:
             data = await self.uploads.in_thread(encode, bytes(pcm), request.audio or AudioOut())
             audio_id = f"audio_{live.turn_id}"
-            expires = self.answers.keep(audio_id, live.done.text)
+            expires = self.answers.keep(audio_id, said_by(live))
             audio = {"id": audio_id, "data": to_base64(data), "expires_at": expires, "transcript": live.done.text}
             message |= {"content": None, "audio": audio}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": live.done.finish}
@@ -280,7 +290,7 @@ class OpenAIApi(Surface):
             elif isinstance(event, AudioDelta):
                 await exchange.send(writer.audio(event.pcm16))
             else:
-                expires = self.answers.keep(writer.audio_id, event.text) if request.wants_audio else 0
+                expires = self.answers.keep(writer.audio_id, said_by(live)) if request.wants_audio else 0
                 await exchange.send(writer.last(event.finish, expires, usage(live)))
         await exchange.finish()
 

@@ -42,6 +42,7 @@ class TurnRequest:
     sampling: Sampling = Sampling()
     forced_tokens: tuple[int, ...] = ()
     received_units: int = 0
+    prefer: str = ""  # the model worker that answered this session before: it has its keys and values
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from omni.audio.wav import SAMPLE_RATE
 from omni.serve import turn
+from omni.serve.affinity import Affinity
 from omni.serve.asker import Asker
 from omni.serve.cluster import Cluster
 from omni.serve.config import ServeConfig
@@ -67,11 +68,19 @@ class LiveTurn:
         self.milliseconds = dict.fromkeys(self.milliseconds, 0.0)
 
     async def answer(
-        self, messages: Sequence[Message], sampling: Sampling, *, audio: bool = True, config: ServeConfig | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        audio: bool = True,
+        config: ServeConfig | None = None,
+        prefer: str = "",
+        session: str = "",
     ) -> AsyncGenerator[TextDelta | AudioDelta | Done, None]:
         """The turn's events; the last one is Done. Anything else that ends it is raised.
 
-        `config` is the registry's, changed for this answer: other chunks, other deadlines.
+        `config` is the registry's, changed for this answer: other chunks, other deadlines. `prefer`
+        is the worker that answered the session before; where that is not known, `session` is the client's name for it.
         """
         registry = self._registry
         registry.admit()  # much may have changed while the question was on its way
@@ -80,7 +89,13 @@ class LiveTurn:
         self.sampling = sampling
         self.audio_in = sum(len(each.pcm16 or b"") for each in messages) / SAMPLE_BYTES / SAMPLE_RATE
         self.turn = turn.Turn(
-            registry.cluster, config or registry.config, messages, sampling, audio=audio, turn_id=self.turn_id
+            registry.cluster,
+            config or registry.config,
+            messages,
+            sampling,
+            audio=audio,
+            turn_id=self.turn_id,
+            prefer=prefer or registry.affinity.find(session),
         )
         events = self.turn.run()
         try:
@@ -93,6 +108,7 @@ class LiveTurn:
                 self._note(event)
                 yield event
         finally:
+            registry.affinity.note(session, self.turn.ledger.worker)
             with suppress(RuntimeError):  # it still runs: cancelled, but held up by a worker that does not answer
                 await events.aclose()
 
@@ -155,6 +171,7 @@ class Registry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.cluster, self.metrics, self.clock = config, cluster, metrics, clock
+        self.affinity = Affinity()
         self.live: dict[str, LiveTurn] = {}
         self.draining = False
         self.sockets: set[Conversing] = set()  # live conversations, talking or not

@@ -16,12 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from omni.serve.affinity import MAX_KEY
 from omni.serve.errors import BadRequest, Cancelled, OmniError, UnknownModel, UploadTooSlow
 from omni.serve.exchange import Exchange
 from omni.serve.protocol import Failed
 from omni.serve.registry import LiveTurn, Registry, failure, retry_after_header
 from omni.serve.uploads import Uploads
 
+SESSION_HEADER = "x-session-id"
 NO_STORE = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -50,6 +52,15 @@ class Surface:
         if name is not None and name != self.config.model_name:
             ours = self.config.model_name
             raise UnknownModel(f"There is no model {name[:100]!r} here. Select {ours!r}.", param="model")
+
+    def session_of(self, exchange: Exchange, named: str | None = None) -> str:
+        """The client's own name for its conversation, so that one worker gets all of it; "" where it gives none."""
+        key = named or exchange.headers.get(SESSION_HEADER, "")
+        if len(key) > MAX_KEY:
+            raise BadRequest(
+                f"The conversation's name has {len(key)} characters; the limit is {MAX_KEY}.", code="too_long"
+            )
+        return key
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, send_seconds=self.config.client_deadline)

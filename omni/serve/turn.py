@@ -56,11 +56,14 @@ class VoiceShape:
 class Ledger:
     """All that was received of one answer: enough to judge the next message, and to go on at another worker."""
 
-    def __init__(self, turn_id: str, messages: Iterable[Message], sampling: Sampling, num_units: int) -> None:
+    def __init__(
+        self, turn_id: str, messages: Iterable[Message], sampling: Sampling, num_units: int, worker: str = ""
+    ) -> None:
         self.turn_id = turn_id
         self.messages = tuple(messages)
         self.sampling = sampling
         self.epoch = 0
+        self.worker = worker  # who answers, or before that, who should
         self.tokens: list[int] = []
         self.ends: list[tuple[int, int]] = []  # of each token: units and characters of the answer up to its end
         self.text = ""
@@ -74,7 +77,9 @@ class Ledger:
     def request(self) -> TurnRequest:
         """What to ask a model worker now: the whole answer, or its rest."""
         forced = tuple(self.tokens)
-        return TurnRequest(self.turn_id, self.epoch, self.messages, self.sampling, forced, self.units_received)
+        return TurnRequest(
+            self.turn_id, self.epoch, self.messages, self.sampling, forced, self.units_received, self.worker
+        )
 
     def raise_epoch(self) -> None:
         """From now on, everything under way is late."""
@@ -98,6 +103,7 @@ class Ledger:
         # a worker that gives no ends: the tokens end where their message does
         self.ends.extend(message.ends or ((self.units_received, len(self.text)),) * len(message.token_ids))
         self.finish = message.finish
+        self.worker = message.worker or self.worker
         self.num_prompt_tokens = message.num_prompt_tokens or self.num_prompt_tokens
         self.timings.update(message.timings)
         return True
@@ -115,10 +121,11 @@ class Turn:
         *,
         audio: bool = True,
         turn_id: str | None = None,
+        prefer: str = "",
     ) -> None:
         self.id = turn_id or uuid.uuid4().hex
         voice = VoiceShape.read(config.vocoder)
-        self.ledger = Ledger(self.id, messages, sampling, voice.num_units)
+        self.ledger = Ledger(self.id, messages, sampling, voice.num_units, prefer)
         self.recoveries = 0
         self.outcome: Done | Failed | None = None
         self._cluster = cluster

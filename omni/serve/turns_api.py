@@ -56,7 +56,7 @@ class TurnsApi(Surface):
         pcm16 = await self.uploads.decode(body, exchange.headers.get("content-type", ""))
         messages = [Message("system", text=options.system)] if options.system else []
         messages.append(Message("user", pcm16=pcm16))
-        async with aclosing(live.answer(messages, sampling)) as answer:
+        async with aclosing(live.answer(messages, sampling, session=self.session_of(exchange))) as answer:
             event: TextDelta | AudioDelta | Done = await anext(answer)  # until here an error has an HTTP status
             headers = {"content-type": media_type, "x-request-id": live.turn_id, **NO_STORE}
             await exchange.start(200, headers)

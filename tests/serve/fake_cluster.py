@@ -43,6 +43,7 @@ class FakeCluster:
         self.tokens_sent = 0
         self.vocoded = 0
         self.is_ready = True
+        self.worker = "w1"  # who answers
         self.gate: asyncio.Event | None = None  # tokens from number `gate_at` on wait for it
         self.gate_at = 1
         self.error: Exception | None = None  # raised instead of the token number `error_at`, by every worker
@@ -60,7 +61,7 @@ class FakeCluster:
                 last = i + 1 == wanted
                 finish = None if not last else "stop" if wanted == len(WORDS) else "length"
                 made = (i,), WORDS[i], units_of(i), finish
-                yield Tokens(request.epoch, number, *made, num_prompt_tokens=PROMPT_TOKENS)
+                yield Tokens(request.epoch, number, *made, num_prompt_tokens=PROMPT_TOKENS, worker=self.worker)
                 self.tokens_sent += 1
         finally:
             self.closed.append(request.turn_id)

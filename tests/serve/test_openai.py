@@ -29,6 +29,7 @@ from omni.audio.resample import Resampler
 from omni.serve import errors
 from omni.serve.controller import make_app
 from omni.serve.openai_api import Answers
+from omni.serve.protocol import Message
 
 ROUTE = "/v1/chat/completions"
 SPOKEN = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
@@ -217,6 +218,32 @@ async def test_an_answer_is_named_by_its_audio_id(client, cluster):
         assert request.messages[1].text == whole_answer()[0]
 
 
+async def test_an_answer_that_is_named_goes_into_the_prompt_with_its_own_tokens(client, cluster):
+    """So that the worker that gave it reads only what is new; but for the token that ended it."""
+    first = await ask(client, **SPOKEN)
+    await ask(client, user(), {"role": "assistant", "audio": {"id": first.choices[0].message.audio.id}}, user())
+    assert cluster.requests[1].messages[1].token_ids == tuple(range(len(WORDS) - 1))
+
+
+@pytest.mark.parametrize(
+    "how", [{"prompt_cache_key": "talk 7"}, {"extra_headers": {"X-Session-Id": "talk 7"}}], ids=str
+)
+async def test_a_conversation_with_a_name_stays_with_its_worker(client, cluster, how):
+    """The next turn asks for the worker that answered last; another conversation, or one without a name, does not."""
+    await ask(client, **how)
+    cluster.worker = "w2"
+    await ask(client, **how)
+    await ask(client, **how)
+    await ask(client, prompt_cache_key="talk 8")
+    await ask(client)
+    assert [request.prefer for request in cluster.requests] == ["", "w1", "w2", "", ""]
+
+
+async def test_a_conversations_name_is_short(client):
+    with pytest.raises(openai.BadRequestError, match="201 characters"):
+        await ask(client, prompt_cache_key="x" * 201)
+
+
 async def test_unknown_audio_id(client):
     with pytest.raises(openai.BadRequestError) as caught:
         await ask(client, user(), {"role": "assistant", "audio": {"id": "audio_of_yesterday"}}, user())
@@ -227,8 +254,9 @@ def test_answers_are_forgotten():
     """Kept answers expire with time, and the oldest goes when there are too many."""
     now = 0.0
     answers = Answers(clock=lambda: now)
-    expires = answers.keep("a", "text")
-    assert answers.find("a") == "text"
+    said = Message("assistant", text="text")
+    expires = answers.keep("a", said)
+    assert answers.find("a") == said
     now = expires + 1.0
     assert answers.find("a") is None
 

@@ -6,18 +6,24 @@ import pytest
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 
 from omni.serve import replicas, router
+from omni.serve.protocol import TurnRequest
+
+SLOTS = 4
 
 
 class Router(router.LeastBusy):
     def __init__(self, running: dict[str, int | None]) -> None:
         self._replica_queue_len_cache = ReplicaQueueLengthCache()
-        self.candidates = [SimpleNamespace(replica_id=Id(name)) for name in running]
+        stats = {"slots": SLOTS}
+        self.candidates = [SimpleNamespace(replica_id=Id(name), routing_stats=stats) for name in running]
         for each in self.candidates:
             if running[each.replica_id.unique_id] is not None:
                 self._replica_queue_len_cache.update(each.replica_id, running[each.replica_id.unique_id])
 
-    async def order(self, request_id: str = "r") -> list[str]:
-        request = SimpleNamespace(metadata=SimpleNamespace(request_id=request_id), routing_context=SimpleNamespace())
+    async def order(self, request_id: str = "r", prefer: str = "") -> list[str]:
+        asked = TurnRequest("t", 0, (), prefer=prefer)
+        metadata = SimpleNamespace(request_id=request_id)
+        request = SimpleNamespace(metadata=metadata, routing_context=SimpleNamespace(), args=[asked])
         ranks = await self.choose_replicas(self.candidates, request)
         return [each.replica_id.unique_id for rank in ranks for each in rank]
 
@@ -69,3 +75,30 @@ async def test_a_suspect_that_accepts_is_none_any_more(board):
 
 def test_nobody_is_suspected_for_what_nobody_took(board):
     assert not board.suspect("unknown")
+
+
+async def test_a_session_stays_with_its_worker():
+    """Though others have less to do, while it has a free slot."""
+    assert await Router({"a": 0, "b": SLOTS - 1, "c": 1}).order(prefer="b") == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("busy", [SLOTS, SLOTS + 3])
+async def test_a_session_leaves_a_worker_that_is_full(busy):
+    assert await Router({"a": 0, "b": busy}).order(prefer="b") == ["a", "b"]
+
+
+async def test_a_session_leaves_a_worker_that_is_silent(board):
+    board.take("earlier", "b")
+    board.suspect("earlier")
+    assert await Router({"a": 3, "b": 0}).order(prefer="b") == ["a", "b"]
+
+
+async def test_a_session_leaves_a_worker_that_is_gone():
+    assert await Router({"a": 3, "c": 1}).order(prefer="b") == ["c", "a"]
+
+
+async def test_a_chunk_prefers_nobody():
+    """The vocoders' calls have other arguments."""
+    chosen = Router({"a": 3, "b": 0})
+    ranks = await chosen.choose_replicas(chosen.candidates, None)
+    assert [each.replica_id for rank in ranks for each in rank] == ["b", "a"]
