@@ -34,6 +34,7 @@ from omni.engine.sequence import (
     PromptTooLong,
     RowFailed,
     Sequence,
+    Spoken,
     State,
 )
 from omni.engine.stack import WEIGHTS
@@ -53,6 +54,7 @@ class EngineConfig:
     max_tokens: int | None = None  # longest prompt plus answer; the checkpoint's unless told
     max_answer: int = 256  # longest answer, in tokens
     weights: str = "float"  # as loaded, or "int8": 8-bit products on a CPU
+    kept_speech: int = 256 * 2**20  # bytes of speech embeddings kept for a session's next turn
     one_behind: bool | None = None  # read a step's tokens while the next one runs; on a GPU unless told
 
     def __post_init__(self) -> None:
@@ -75,7 +77,9 @@ class Engine:
         self.max_tokens = config.max_tokens or omni.config.max_tokens
         self.one_behind = omni.device.type != "cpu" if config.one_behind is None else config.one_behind
         try:
-            self.runner = Runner(omni, config.num_slots, self.max_tokens, config.max_answer, config.weights)
+            self.runner = Runner(
+                omni, config.num_slots, self.max_tokens, config.max_answer, config.weights, config.kept_speech
+            )
         except (MemoryError, RuntimeError) as exc:  # torch's CPU allocator raises RuntimeError
             raise OutOfMemory(
                 f"No memory for {config.num_slots} slots of {self.max_tokens} tokens and {config.max_answer} spoken "
@@ -170,9 +174,25 @@ class Engine:
         for place in plan.places:
             self.runner.reuse(place)
         results = self._decode(plan.decode) if plan.decode else []
+        if plan.encode:
+            self._hear(plan.encode)
         for piece in plan.prefill:
-            results += self._prefill(piece)
+            if piece.sequence.state is State.PREFILL:  # its speech could be encoded
+                results += self._prefill(piece)
         return results
+
+    def _hear(self, chosen: list[tuple[Sequence, Spoken]]) -> None:
+        """Encode together. Where that raises, each utterance alone, so that only those that are at fault end."""
+        try:
+            self.runner.hear(chosen)
+        except Exception as exc:
+            if len(chosen) > 1:
+                logger.warning("Encoding %d utterances failed (%s): encoding them one by one.", len(chosen), exc)
+                for sequence, spoken in chosen:
+                    if sequence.state is State.PREFILL:
+                        self._hear([(sequence, spoken)])
+                return
+            self._fail(chosen[0][0], _as_engine_error(exc))
 
     def _prefill(self, piece: Piece) -> list[Result]:
         sequence = piece.sequence
@@ -308,8 +328,7 @@ class Engine:
 
     def _fail(self, sequence: Sequence, error: EngineError) -> None:
         logger.warning("turn %s ends with %s: %s", sequence.turn_id, error.code, error)
-        if sequence.slot is not None:
-            self.runner.forget(sequence.slot)
+        self.runner.forget(sequence)
         sequence.error = error
         self._mark(sequence, "finished")
         self._end(sequence)

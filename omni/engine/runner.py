@@ -4,19 +4,18 @@ Knows the model and the slots; not who waits, nor for how long. What it gives st
 so that the next step can be launched before the last one is read.
 """
 
-import hashlib
 from collections.abc import Hashable
 from collections.abc import Sequence as Several
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from omni.audio import mel
-from omni.engine import sampler
+from omni.engine import hearing, sampler
+from omni.engine.hearing import Hearing
 from omni.engine.prefixes import Place
 from omni.engine.scheduler import Piece
-from omni.engine.sequence import Sequence, SpeechTooLong
+from omni.engine.sequence import Sequence, SpeechTooLong, Spoken
 from omni.engine.slots import Slots
 from omni.engine.speech import Speech
 from omni.engine.stack import Stack, project
@@ -54,10 +53,19 @@ class Result:
 
 
 class Runner:
-    """`calls` and `rows` of `text` and `speech.rest` count the work done."""
+    """`calls` and `rows` of `hearing`, `text` and `speech.rest` count the work done."""
 
-    def __init__(self, omni: Omni, num_slots: int, max_tokens: int, max_answer: int, weights: str = "float") -> None:
+    def __init__(
+        self,
+        omni: Omni,
+        num_slots: int,
+        max_tokens: int,
+        max_answer: int,
+        weights: str = "float",
+        kept_speech: int = 2**28,
+    ) -> None:
         self.omni, self.device, config = omni, omni.device, omni.config
+        self.hearing = Hearing(omni, kept_speech)
         self.text = Stack(omni.llm.layers, config.llm, max_tokens, weights)
         self.head = project([omni.llm.lm_head or embedding_as_linear(omni.llm.embed_tokens)], weights)
         self.speech = Speech(omni.unit_decoder, num_slots, max_answer, weights)
@@ -66,32 +74,38 @@ class Runner:
 
     def read(self, sequence: Sequence) -> None:
         """A new sequence: prompt ids, and how long the prompt will be. No work on the device yet."""
-        spoken = [each.speech for each in sequence.conversation if each.speech is not None]
-        if any(len(samples) > mel.N_SAMPLES for samples in spoken):
+        said = [each.speech for each in sequence.conversation if each.speech is not None]
+        if any(len(samples) > mel.N_SAMPLES for samples in said):
             raise SpeechTooLong(f"An utterance is longer than {mel.WINDOW_SECONDS} s.")
         sequence.prompt_ids = self.omni.prompt(sequence.conversation)
-        sequence.keys = _keys(sequence.prompt_ids, [(each, self._num_embeddings(each)) for each in spoken])
+        called = [(hearing.key(samples), self.hearing.length(samples)) for samples in said]
+        sequence.keys, sequence.spoken = _keys(sequence.prompt_ids, called)
         sequence.prompt_length = len(sequence.keys)
+        kept = {each.key: self.hearing.recall(each.key) for each in sequence.spoken}
+        sequence.heard = {name: embeddings for name, embeddings in kept.items() if embeddings is not None}
+        sequence.said = {name: samples for (name, _), samples in zip(called, said, strict=True)}
 
     def reuse(self, place: Place) -> None:
         """What another slot remembers of a prompt, into the newcomer's."""
         if place.source is not None and place.source != place.slot:
             self.slots.copy(place.source, place.slot, place.length)
 
+    def hear(self, chosen: Several[tuple[Sequence, Spoken]]) -> None:
+        """Encode these utterances, together where they are of nearly equal length."""
+        heard = self.hearing({spoken.key: sequence.said[spoken.key] for sequence, spoken in chosen})
+        for sequence, spoken in chosen:
+            sequence.heard[spoken.key] = heard[spoken.key]
+
     def embed(self, sequence: Sequence) -> None:
-        """Everything it has to prefill, (num_to_prefill, D). Here its speech is encoded, unless a slot remembers it."""
-        waiting = iter(each.speech for each in sequence.conversation if each.speech is not None)
-        spoken: list[Tensor] = []
-        position = 0
-        for token_id in sequence.prompt_ids:
-            if token_id == SPEECH:
-                samples = next(waiting)
-                remembered = position + self._num_embeddings(samples) <= sequence.num_reused
-                spoken.append(self._nothing(samples) if remembered else self.omni.speech_embeddings(samples))
-            position += len(spoken[-1]) if token_id == SPEECH else 1
+        """Everything it has to prefill, (num_to_prefill, D), once all its speech is heard."""
+        spoken = [
+            self._nothing(each) if each.stop <= sequence.num_reused else sequence.heard[each.key]
+            for each in sequence.spoken
+        ]
         embeds = self.omni.splice(sequence.prompt_ids, spoken)
         forced = torch.tensor(sequence.forced[:-1], dtype=torch.int64, device=self.device)
         sequence.embeds = torch.cat((embeds, self.omni.llm.embed(forced)))
+        sequence.heard, sequence.said = {}, {}
 
     def prefill(self, piece: Piece) -> Result | None:
         """Read a piece of a prompt. From the prompt's last position on, every hidden state speaks a token."""
@@ -119,19 +133,17 @@ class Runner:
         classes, finite = self._units(slots, hidden, steps)
         return Result(list(sequences), tokens, classes[:, 0], finite[:, 0] & logits.sum(-1).isfinite())
 
-    def forget(self, slot: int) -> None:
-        """A row went wrong: nothing of it may reach the next one in this slot."""
-        self.slots.clear(slot)
-        self.speech.forget(slot)
+    def forget(self, sequence: Sequence) -> None:
+        """It went wrong: nothing of it may reach the next one in its slot, or who says the same."""
+        if sequence.slot is not None:
+            self.slots.clear(sequence.slot)
+            self.speech.forget(sequence.slot)
+        for each in sequence.spoken:
+            self.hearing.forget(each.key)
 
-    def _num_embeddings(self, samples: np.ndarray) -> int:
-        if self.omni.config.speech_input == "padded":
-            return mel.N_SAMPLES // mel.SAMPLES_PER_EMBEDDING
-        return -(-len(samples) // mel.SAMPLES_PER_EMBEDDING)
-
-    def _nothing(self, samples: np.ndarray) -> Tensor:
-        """In the place of speech embeddings that are not looked at."""
-        shape = self._num_embeddings(samples), self.omni.config.llm.width
+    def _nothing(self, spoken: Spoken) -> Tensor:
+        """In the place of speech embeddings that are not looked at: a slot remembers what came of them."""
+        shape = spoken.length, self.omni.config.llm.width
         return torch.zeros(shape, dtype=self.omni.dtype, device=self.device)
 
     def _speak(self, sequence: Sequence, states: Tensor, first: int) -> Result:
@@ -164,19 +176,16 @@ def embedding_as_linear(embedding: nn.Embedding) -> nn.Linear:
     return layer
 
 
-def _keys(prompt_ids: list[int], spoken: list[tuple[np.ndarray, int]]) -> list[Hashable]:
-    """What each position of a prompt is: a token's id, or a part of an utterance."""
-    waiting = iter(spoken)
+def _keys(prompt_ids: list[int], called: list[tuple[bytes, int]]) -> tuple[list[Hashable], list[Spoken]]:
+    """What each position of a prompt is, a token's id or a part of an utterance; and where the utterances are."""
+    waiting = iter(called)
     keys: list[Hashable] = []
+    spoken = []
     for token_id in prompt_ids:
         if token_id == SPEECH:
-            samples, num_embeddings = next(waiting)
-            digest = _digest(samples)
-            keys += [(digest, i) for i in range(num_embeddings)]
+            name, length = next(waiting)
+            spoken.append(Spoken(name, len(keys), len(keys) + length))
+            keys += [(name, i) for i in range(length)]
         else:
             keys.append(token_id)
-    return keys
-
-
-def _digest(samples: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(samples).tobytes(), digest_size=16).digest()
+    return keys, spoken

@@ -1,13 +1,14 @@
 """What the next step does: who gets a slot, whose prompt is read on, which rows give a token. No torch, no clock.
 
     scheduler.add(sequence)
-    plan = scheduler.schedule(now)      # Plan(places, prefill=[Piece(sequence, start, stop)], decode=[sequence])
+    plan = scheduler.schedule(now)      # Plan(places, encode, prefill=[Piece(sequence, start, stop)], decode)
     scheduler.emitted(sequence, num_units, now) ; scheduler.remove(sequence)
 
 It works by the listener's clock. A listener's buffer is the speech given out minus what was played since its first
 audio; somebody who has not heard anything yet comes first. A newcomer's prompt is read in pieces beside the running
-rows: small pieces while somebody runs dry, larger ones otherwise, never none. While anybody waits for first audio or
-runs dry, those who are far ahead sit out; their buffers drain in real time, so that they never sit out for long.
+rows: small pieces while somebody runs dry, larger ones otherwise, never none. So is its speech encoded: an utterance
+cannot be cut, but beside running rows there are only a few in a step. While anybody waits for first audio or runs dry,
+those who are far ahead sit out; their buffers drain in real time, so that they never sit out for long.
 """
 
 from collections import deque
@@ -15,7 +16,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from omni.engine.prefixes import Place, Prefixes
-from omni.engine.sequence import Sequence, State
+from omni.engine.sequence import Sequence, Spoken, State
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class SchedulerConfig:
     prefill_alone: int = 512  # prompt positions in a step that nobody else shares
     prefill_beside: int = 128  # beside running rows
     prefill_dry: int = 32  # beside a row that runs dry
+    encode_alone: int = 300  # speech embeddings, of 0.1 s each, encoded in a step; one utterance whatever its length
+    encode_beside: int = 100
+    encode_dry: int = 1
     far_ahead: float = 3.0  # seconds of buffer from which a sequence may sit out
     run_dry: float = 0.5  # seconds of buffer below which it goes first
     seconds_per_unit: float = 0.03  # 1.3 to 1.7 frames of 20 ms on average
@@ -47,12 +51,13 @@ class Piece:
 @dataclass(frozen=True)
 class Plan:
     places: list[Place] = field(default_factory=list)  # of those admitted now; to be copied first, in this order
+    encode: list[tuple[Sequence, Spoken]] = field(default_factory=list)  # before anything is prefilled
     prefill: list[Piece] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
-        return not self.prefill and not self.decode
+        return not (self.encode or self.prefill or self.decode)
 
 
 class Scheduler:
@@ -86,7 +91,9 @@ class Scheduler:
     def schedule(self, now: float) -> Plan:
         places = self._admit()
         decode = self._choose_rows(now)
-        return Plan(places, self._cut_prefill(decode, now), decode)
+        pace = self._pace(decode, now)
+        encode = self._choose_speech(pace)
+        return Plan(places, encode, self._cut_prefill(encode, pace), decode)
 
     def emitted(self, sequence: Sequence, num_units: int, now: float) -> None:
         """`num_units` more units were given out. The clock of a listener starts when there is something to hear."""
@@ -144,14 +151,42 @@ class Scheduler:
             running = [each for each in running if urgency(each) <= self.config.far_ahead]
         return sorted(running, key=urgency)[: self.config.max_rows]  # a stable sort: first come, first served
 
-    def _cut_prefill(self, decode: list[Sequence], now: float) -> list[Piece]:
-        budget = self.config.prefill_beside if decode else self.config.prefill_alone
+    def _pace(self, decode: list[Sequence], now: float) -> str:
+        """How much of a newcomer's prompt fits into this step: nobody waits for it, somebody does, or runs dry."""
         buffers = [buffered for each in decode if (buffered := self.buffer(each, now)) is not None]
         if buffers and min(buffers) < self.config.run_dry:
-            budget = self.config.prefill_dry
+            return "dry"
+        return "beside" if decode else "alone"
+
+    def _choose_speech(self, pace: str) -> list[tuple[Sequence, Spoken]]:
+        """Utterances in order of arrival, as many as fit; the first one always."""
+        budget = {
+            "alone": self.config.encode_alone,
+            "beside": self.config.encode_beside,
+            "dry": self.config.encode_dry,
+        }[pace]
+        chosen: list[tuple[Sequence, Spoken]] = []
+        for sequence in self.admitted:
+            for spoken in sequence.unheard if sequence.state is State.PREFILL else ():
+                if chosen and spoken.length > budget:
+                    return chosen
+                chosen.append((sequence, spoken))
+                budget -= spoken.length
+        return chosen
+
+    def _cut_prefill(self, encode: list[tuple[Sequence, Spoken]], pace: str) -> list[Piece]:
+        """Pieces of the prompts whose speech is encoded, in this step at the latest."""
+        budget = {
+            "alone": self.config.prefill_alone,
+            "beside": self.config.prefill_beside,
+            "dry": self.config.prefill_dry,
+        }[pace]
+        encoded = {(id(sequence), spoken.key) for sequence, spoken in encode}
         pieces = []
         for sequence in self.admitted:
             if sequence.state is not State.PREFILL or budget <= 0:
+                continue
+            if any((id(sequence), each.key) not in encoded for each in sequence.unheard):
                 continue
             stop = min(sequence.num_prefilled + budget, sequence.num_to_prefill)
             pieces.append(Piece(sequence, sequence.num_prefilled, stop))

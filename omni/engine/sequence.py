@@ -67,6 +67,19 @@ class State(Enum):
     FINISHED = "finished"
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """One utterance of a prompt: what its content is called, and where in the prompt its embeddings are."""
+
+    key: bytes
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
 @dataclass(eq=False)
 class Sequence:
     """`forced` tokens are fed instead of chosen, and not given out; nor are the first `received_units` units."""
@@ -83,7 +96,10 @@ class Sequence:
     prompt_ids: list[int] = field(default_factory=list)
     prompt_length: int = 0  # embeddings, the speech's among them
     keys: list[Hashable] = field(default_factory=list)  # what each of these positions is, see prefixes
+    spoken: list[Spoken] = field(default_factory=list)
+    said: dict[bytes, Any] = field(default_factory=dict)  # samples of each, until they are encoded
     num_reused: int = 0  # positions that a slot still remembered
+    heard: dict[bytes, Any] = field(default_factory=dict)  # speech embeddings, until `embeds` holds them
     embeds: Any = None  # (P + forced, D) on the device, until they are prefilled
     num_prefilled: int = 0
     num_launched: int = 0  # tokens the device has been asked for
@@ -103,6 +119,13 @@ class Sequence:
     def num_to_prefill(self) -> int:
         """Prompt, and the forced tokens but the last: that one is fed by the first step."""
         return self.prompt_length + max(len(self.forced) - 1, 0)
+
+    @property
+    def unheard(self) -> list[Spoken]:
+        """Utterances to be encoded before anything is prefilled: those that nothing remembers."""
+        if self.embeds is not None:
+            return []
+        return [each for each in self.spoken if each.stop > self.num_reused and each.key not in self.heard]
 
     @property
     def limit(self) -> int:

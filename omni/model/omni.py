@@ -59,12 +59,12 @@ class Omni(nn.Module):
     def mel(self, samples: np.ndarray) -> Tensor:
         """(S,) at 16 kHz → (n_mels, F) at 100 Hz: 3000 frames in padded mode, else as many as were said."""
         fit = mel.pad_or_trim if self.config.speech_input == "padded" else mel.pad_to_embedding
-        return mel.log_mel(fit(samples), self.encoder.config.num_mels)
+        return mel.log_mel(fit(samples).to(self.device), self.encoder.config.num_mels)
 
     @torch.inference_mode()
     def speech_embeddings(self, samples: np.ndarray) -> Tensor:
         """(S,) at 16 kHz → (T, D) at 10 Hz; T is 300 in padded mode."""
-        frames = self.encoder(self.mel(samples)[None].to(self.device, self.dtype))
+        frames = self.encoder(self.mel(samples)[None].to(self.dtype))
         return self.adaptor(frames)[0]
 
     @torch.inference_mode()

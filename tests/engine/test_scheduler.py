@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
 
 from omni.engine.scheduler import Piece, Scheduler, SchedulerConfig
-from omni.engine.sequence import Sequence, State
+from omni.engine.sequence import Sequence, Spoken, State
 
 CONFIG = SchedulerConfig(
     num_slots=4, max_rows=4, prefill_alone=64, prefill_beside=16, prefill_dry=4, seconds_per_unit=0.1, first_chunk=5
@@ -18,6 +19,14 @@ SAMPLING = SimpleNamespace(max_new_tokens=50)  # omni.model.sampling brings torc
 
 def waiting(name: str, length: int = 10) -> Sequence:
     return Sequence(name, (), SAMPLING, prompt_length=length, keys=[(name, i) for i in range(length)])
+
+
+def spoken(name: str, *lengths: int) -> Sequence:
+    """A prompt of nothing but utterances."""
+    sequence = waiting(name, sum(lengths))
+    stops = list(accumulate(lengths))
+    sequence.spoken = [Spoken(f"{name}{b}".encode(), b - n, b) for n, b in zip(lengths, stops, strict=True)]
+    return sequence
 
 
 def names(sequences) -> list[str]:
@@ -76,6 +85,33 @@ def test_several_newcomers_share_a_step_in_order():
     for name in ("a", "b", "c"):
         scheduler.add(waiting(name, 40))
     assert [(p.sequence.turn_id, p.start, p.stop) for p in run(scheduler, 0.0).prefill] == [("a", 0, 40), ("b", 0, 24)]
+
+
+def test_speech_is_encoded_before_its_prompt_is_read_and_little_of_it_beside_others():
+    """A piece is cut only of what is heard by then; a step encodes less beside others, but always one utterance."""
+    scheduler = Scheduler(SchedulerConfig(num_slots=8, max_rows=8, encode_alone=300, encode_beside=100, encode_dry=1))
+    for name in ("a", "b", "c", "d"):
+        scheduler.add(spoken(name, 40, 40))
+    scheduler.add(spoken("long", 400))
+
+    def encode(now: float) -> list[str]:
+        plan = scheduler.schedule(now)
+        for sequence, each in plan.encode:
+            sequence.heard[each.key] = "embeddings"
+        assert all(not piece.sequence.unheard for piece in plan.prefill)
+        return [each.key.decode() for _, each in plan.encode]
+
+    assert encode(0.0) == ["a40", "a80", "b40", "b80", "c40", "c80", "d40"]
+    row = scheduler.admitted[0]
+    row.state = State.RUNNING
+    assert encode(0.0) == ["d80"]
+    for name in ("e", "f"):
+        scheduler.add(spoken(name, 40))
+    assert encode(0.0) == ["long400"]
+    scheduler.emitted(row, 20, now=0.0)
+    assert encode(0.5) == ["e40"]
+    assert encode(0.5) == ["f40"]
+    assert encode(0.5) == []
 
 
 def test_the_listeners_clock_starts_when_there_is_something_to_hear():
