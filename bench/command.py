@@ -1,4 +1,4 @@
-"""`omni bench turn|vocoder`: measure omni on this machine. bench/RESULTS.md has what was found."""
+"""`omni bench turn|load|vocoder`: measure omni on this machine. bench/RESULTS.md has what was found."""
 
 import argparse
 import importlib
@@ -6,6 +6,7 @@ from typing import Any
 
 BENCHMARKS = {  # name: (module, what it does)
     "turn": ("bench.turn", "first audio and time per stage, against the published serving path"),
+    "load": ("bench.load", "conversations with a running cluster: delays, underruns, and how many it can hold"),
     "vocoder": ("bench.vocoder", "what streaming costs the vocoder"),
 }
 

@@ -12,12 +12,16 @@ HELD_OUT = Path(omni.__file__).parent / "train" / "data" / "heldout"
 NOISE = 1e-5  # of full scale: inaudible, and yet another question for a cache
 
 
+def recordings() -> list[np.ndarray]:
+    """All of them, (S,) at 16 kHz."""
+    return [wav.read(path) for path in sorted(HELD_OUT.glob("*.flac"))]
+
+
 def load(count: int, seconds: float) -> list[np.ndarray]:
     """`count` questions of exactly so many seconds, the nearest ones first: longer ones cut, shorter ones repeated."""
-    recordings = [wav.read(path) for path in sorted(HELD_OUT.glob("*.flac"))]
     num_samples = round(seconds * SAMPLE_RATE)
-    recordings.sort(key=lambda samples: abs(len(samples) - num_samples))
-    chosen = [recordings[i % len(recordings)] for i in range(count)]
+    nearest = sorted(recordings(), key=lambda samples: abs(len(samples) - num_samples))
+    chosen = [nearest[i % len(nearest)] for i in range(count)]
     return [np.resize(samples, num_samples).astype(np.float32) for samples in chosen]
 
 

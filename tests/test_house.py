@@ -36,6 +36,8 @@ LIGHT = {  # what must not come in with these modules: a controller or a page ru
         "omni.serve.status",
         "omni.serve.join",
         "omni.serve.launch",
+        "bench.command",
+        "bench.load",
     ],
     ("torch", "transformers", "ray"): ["omni.serve.gradio_web", "omni.serve.controller"],
     ("torch", "transformers"): ["omni.serve.driver", "omni.serve.deployments", "omni.serve.applications"],

@@ -126,7 +126,8 @@ def _settings(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     # No proxy from the environment: a cluster is named by its own address.
     timeouts = httpx.Timeout(timeout, connect=CONNECT_SECONDS)
-    return {"base_url": url, "headers": headers, "timeout": timeouts, "trust_env": False}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)  # no turn waits for another one's end
+    return {"base_url": url, "headers": headers, "timeout": timeouts, "limits": limits, "trust_env": False}
 
 
 def _question(audio: bytes, content_type: str, options: dict[str, Any]) -> dict[str, Any]:
