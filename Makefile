@@ -48,7 +48,7 @@ bench: install
 	@touch $@
 
 .venv/.test: .venv/.installed
-	$(PIP) --editable '.[test,train]'
+	$(PIP) --editable '.[test,train,bench]'
 	$(PIP) --no-deps openai-whisper==20250625  # without triton, a gigabyte that is never run
 	@touch $@
 
