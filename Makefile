@@ -1,6 +1,6 @@
 # `make up` talks and `make test` tests: both set up what they need first, and a second run skips what is there.
 #   make up ARGS="--model-workers 2 --vocoder-workers 3"        make up PYTHON=python3.12        make test ARGS="-k vocoder"
-#   make bench ARGS="turn --questions 20"
+#   make bench ARGS="growth --plot growth.png"
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt

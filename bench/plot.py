@@ -29,6 +29,29 @@ def load(found: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def growth(found: dict[str, Any], path: Path) -> None:
+    """Cost by answer, by conversation and by sessions, side by side."""
+    figure, (answer, history, sessions) = _figure(3)
+    ours = found["answer"]["ours"][1:]
+    naive = [each for each in found["answer"]["naive"] if each["units"] is not None]
+    answer.plot([each["token"] for each in ours], [1000 * each["seconds"] for each in ours], label="omni")
+    costs = [1000 * (each["seconds"] + each["units"]) for each in naive]
+    answer.plot([each["token"] for each in naive], costs, "o-", label="published path")
+    answer.set(xlabel="token of the answer", ylabel="ms a token")
+    lengths = [each["positions"] for each in found["history"]]
+    for who, label in (("kept", "omni"), ("forgotten", "omni, turns forgotten"), ("naive", "published path")):
+        history.plot(lengths, [1000 * each[who]["seconds"] for each in found["history"]], "o-", label=label)
+    history.set(xlabel="positions of the conversation", ylabel="ms to the first token")
+    at = [each["sessions"] for each in found["sessions"]]
+    sessions.plot(at, [1000 * each["seconds"] for each in found["sessions"]], "o-", label="omni")
+    sessions.plot(at, [1000 * each["naive_seconds"] for each in found["sessions"]], "o-", label="published path")
+    sessions.set(xlabel="sessions", ylabel="ms for a token of each")
+    for axis in (answer, history, sessions):
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    _save(figure, path)
+
+
 def _figure(columns: int) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,6 +1,7 @@
 """`omni bench turn`: both contestants answer the same words; ratios, stages and their counts are in the JSON."""
 
 from bench.turn import STAGES
+from omni import cli
 
 
 def test_turn(bench):
@@ -24,8 +25,6 @@ def test_turn(bench):
 
 def test_a_bad_wish_is_told(bench, capsys):
     """No questions, or one longer than the encoder hears: said in a line, before anything is loaded."""
-    from omni import cli
-
     assert cli.main(["bench", "turn", "--questions", "0"]) == 2
     assert cli.main(["bench", "turn", "--seconds", "31"]) == 2
     assert capsys.readouterr().out.count("omni bench turn: ") == 2
