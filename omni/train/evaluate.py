@@ -1,14 +1,19 @@
 """`omni evaluate`: ask a checkpoint held-out spoken questions, listen to its answers, and count.
 
-    omni evaluate --model mini --json result.json --table docs/mini.md
+    omni evaluate --model mini --json result.json --table docs/mini.md --plots plots
+    omni evaluate --model runs/new/checkpoint --against mini
 
-Every question is asked aloud and as text. The spoken answer is vocoded and heard by a recogniser that is not Whisper.
-Greedy, one question after the other, through the reference parts; serving is measured elsewhere.
+The paper's protocol (arXiv 2409.06666, section 4): every question is asked aloud and as text; the spoken answer is
+vocoded and heard by a recogniser that is not Whisper, and rated by a MOS predictor; a part of the questions is asked
+once more for the latency and quality of every Ω. Greedy, one question after the other, through the reference parts;
+serving under load is measured elsewhere.
 """
 
 import argparse
 import json
 import logging
+import math
+import random
 import shlex
 import sys
 import time
@@ -18,92 +23,58 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from omni import checkpoints
 from omni.audio import wav
 from omni.audio.wav import AudioError
-from omni.model import checkpoint
-from omni.model.ctc import collapse
-from omni.model.omni import Omni
 from omni.model.packaged import FetchError
 from omni.model.prompt import Utterance
-from omni.train import measures, scoring
+from omni.train import compare, latency, manifest, measures, plots, scoring
+from omni.train.chat import ChatError
+from omni.train.latency import OMEGAS, Rate
+from omni.train.manifest import ManifestError
 from omni.train.measures import Answer, Recording
+from omni.train.mos import Mos, MosMissing
+from omni.train.plots import PlotsMissing
 from omni.train.recogniser import Recogniser
-from omni.train.scoring import ManifestError, Question, Scorer
-from omni.vocoder import checkpoint as vocoder_checkpoint
-from omni.vocoder.code_hifigan import CodeHiFiGAN
-from omni.vocoder.render import offline
+from omni.train.scoring import Question, Score, Scorer
+from omni.train.talker import MAX_TOKENS, Talker
 
 logger = logging.getLogger(__name__)
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
-MAX_TOKENS = 64  # an answer that is longer has lost its way
+TIMED = 12  # questions that are asked once more for every Ω, unless told otherwise
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SOUND_FILES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".webm")
 
 Listen = Callable[[np.ndarray], str]
 
 
 @dataclass(frozen=True)
-class Reply:
-    text: str
-    token_ids: tuple[int, ...]
-    units: tuple[int, ...]
-    samples: np.ndarray  # (S,) the spoken answer, empty where no sound was asked for
-    seconds: float  # that it took
+class Listeners:
+    """Who hears, rates and judges the answers."""
 
-
-class Talker:
-    """reply = Talker(omni, vocoder)(Utterance("user", speech=samples))"""
-
-    def __init__(self, omni: Omni, vocoder: CodeHiFiGAN, max_tokens: int = MAX_TOKENS) -> None:
-        self.omni, self.vocoder, self.max_tokens = omni, vocoder, max_tokens
-
-    @classmethod
-    def load(cls, model: str, vocoder: str | None, device: str, max_tokens: int) -> "Talker":
-        found = checkpoints.resolve(model, vocoder)
-        omni = checkpoint.load(found.model, device)
-        return cls(omni, vocoder_checkpoint.load(found.vocoder, device), max_tokens)
-
-    @torch.inference_mode()
-    def __call__(self, utterance: Utterance, aloud: bool = True) -> Reply:
-        start = time.perf_counter()
-        token_ids, states = self._write(self.omni.prompt_embeds([utterance]))
-        text = self.omni.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str), "one list of ids gives one text"
-        units: list[int] = []
-        samples = np.zeros(0, np.float32)
-        if aloud:
-            classes = self.omni.unit_decoder(states)[0].argmax(-1).tolist()
-            units = collapse(classes, self.omni.config.blank)
-            samples = offline(self.vocoder, units)
-        return Reply(text.strip(), tuple(token_ids), tuple(units), samples, time.perf_counter() - start)
-
-    def _write(self, embeds: Tensor) -> tuple[list[int], Tensor]:
-        """Prompt (P, D) → the greedy answer's tokens, and the states (1, T, D) that predicted them."""
-        llm, cache = self.omni.llm, self.omni.llm.new_cache()
-        states = [llm(embeds[None], cache=cache)[:, -1:]]
-        token_ids: list[int] = []
-        while True:
-            token_ids.append(int(llm.logits(states[-1])[0, 0].argmax()))
-            if token_ids[-1] in self.omni.config.eos_token_ids or len(token_ids) == self.max_tokens:
-                return token_ids, torch.cat(states, dim=1)
-            position = torch.tensor([[len(embeds) + len(token_ids) - 1]], device=embeds.device)
-            token = torch.tensor([token_ids[-1:]], device=embeds.device)
-            states.append(llm(llm.embed(token), position, cache))
+    listen: Listen
+    scorer: Scorer = scoring.fits
+    rate: Rate | None = None
 
 
 def ask(
-    talker: Talker, question: Question, listen: Listen, scorer: Scorer, as_text: bool, keep: Path | None = None
+    talker: Talker,
+    question: Question,
+    listeners: Listeners,
+    as_text: bool,
+    keep: Path | None = None,
 ) -> Answer:
     """One question, aloud and (unless not wanted) as text."""
     reply = talker(Utterance("user", speech=wav.read(question.audio)))
     if keep is not None:
         wav.write(keep / f"{question.id}.wav", reply.samples)
-    heard = listen(reply.samples)
+    heard = listeners.listen(reply.samples)
     written = talker(Utterance("user", text=question.instruction), aloud=False).text if as_text else None
+    scores = [None if text is None else listeners.scorer(question, text) for text in (reply.text, heard, written)]
+    points = [score.points if isinstance(score, Score) else None for score in scores]
     return Answer(
         id=question.id,
         kind=question.kind,
@@ -112,13 +83,17 @@ def ask(
         text=reply.text,
         heard=heard,
         written=written,
-        fitting=scorer(question, reply.text),
-        fitting_heard=scorer(question, heard),
-        fitting_written=None if written is None else scorer(question, written),
+        fitting=bool(scores[0]),
+        fitting_heard=bool(scores[1]),
+        fitting_written=None if written is None else bool(scores[2]),
         num_tokens=len(reply.token_ids),
         num_units=len(reply.units),
         answer_seconds=len(reply.samples) / wav.SAMPLE_RATE,
         compute_seconds=reply.seconds,
+        mos=listeners.rate(reply.samples) if listeners.rate else None,
+        points=points[0],
+        points_heard=points[1],
+        points_written=points[2],
     )
 
 
@@ -136,64 +111,135 @@ def answer_recording(talker: Talker, path: Path, root: Path, listen: Listen) -> 
 def evaluate(
     talker: Talker,
     questions: Sequence[Question],
-    listen: Listen,
-    scorer: Scorer = scoring.fits,
+    listeners: Listeners,
     as_text: bool = True,
     keep: Path | None = None,
 ) -> list[Answer]:
     """Every question in turn, with a progress bar. `keep` is a folder for the spoken answers."""
     answers = []
     for question in (bar := tqdm(questions, desc="evaluate", unit="question", disable=None)):
-        answers.append(ask(talker, question, listen, scorer, as_text, keep))
+        answers.append(ask(talker, question, listeners, as_text, keep))
         bar.set_postfix(fitting=f"{measures.share(answer.fitting for answer in answers):.0%}", refresh=False)
     return answers
+
+
+def time_answers(
+    talker: Talker, questions: Sequence[Question], listeners: Listeners, omegas: Sequence[float]
+) -> list[dict]:
+    """The questions once more, for each Ω. The first is asked twice: what is compiled once is not counted."""
+    if not questions or not omegas:
+        return []
+    latency.think(talker, wav.read(questions[0].audio))
+    bar = tqdm(questions, desc="latency", unit="question", disable=None)
+    return latency.by_omega(
+        latency.measure(talker, wav.read(each.audio), listeners.listen, listeners.rate, omegas) for each in bar
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini", help="mini, tiny or a checkpoint directory (default: %(default)s)")
     parser.add_argument("--vocoder", metavar="DIR", help="another vocoder than the checkpoint's own")
+    parser.add_argument("--against", metavar="MODEL", help="another checkpoint, asked the same and shown beside it")
+    parser.add_argument("--against-vocoder", metavar="DIR", help="another vocoder than that checkpoint's own")
     parser.add_argument("--manifest", type=Path, default=HELDOUT, help="questions, one JSON object a line")
+    parser.add_argument("--on-bad", choices=manifest.ON_BAD, default="refuse", help="bad rows (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions, spread over the manifest")
     parser.add_argument("--no-text", action="store_true", help="do not ask the questions as text as well")
-    parser.add_argument("--scorer", default="fits", help="'fits' or module:function (default: %(default)s)")
+    parser.add_argument("--no-mos", action="store_true", help="do not rate the spoken answers")
+    parser.add_argument("--omega", type=omegas, default=OMEGAS, metavar="Ω,Ω,…", help="units in a chunk, numbers and "
+                        "'offline', or 'none' (default: 10,20,40,60,80,100,offline)")  # fmt: skip
+    parser.add_argument("--timed", type=int, default=TIMED, metavar="N", help="questions asked once more for every Ω, "
+                        "at most (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--scorer", default="fits", help="'fits', openai:URL#MODEL (a judge; its key is in "
+                        "$OMNI_CHAT_KEY) or module:function (default: %(default)s)")  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of one answer (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn (default: %(default)s)")
     parser.add_argument("--recordings", type=Path, metavar="DIR", help="also answer every sound file in this folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write numbers and answers to this file")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table into this Markdown file")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw fitting answers and latency into this folder")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write the spoken answers into this folder")
 
 
+def omegas(text: str) -> tuple[float, ...]:
+    """ "10,40,offline" → (10.0, 40.0, inf)"""
+    if text == "none":
+        return ()
+    found = tuple(math.inf if each == "offline" else float(each) for each in text.split(","))
+    if min(found) < 1:
+        raise ValueError("a chunk holds at least one unit")
+    return found
+
+
 def main(args: argparse.Namespace) -> int:
-    start = time.perf_counter()
     try:
-        scorer = scoring.find_scorer(args.scorer)
-        questions = spread(scoring.read_manifest(args.manifest), args.limit)
-        recordings = sound_files(args.recordings) if args.recordings else []
-        talker = Talker.load(args.model, args.vocoder, args.device, args.max_tokens)
-        listen = Recogniser.fetched()
-    except (ManifestError, checkpoints.UnknownCheckpoint, FetchError) as exc:
+        return run(args)
+    except (ManifestError, checkpoints.UnknownCheckpoint, FetchError, ChatError, PlotsMissing) as exc:
         print(f"omni evaluate: {exc}", file=sys.stderr)
         return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
+    random.seed(args.seed)
+    scorer = scoring.find_scorer(args.scorer)
+    questions, bad = scoring.read_questions(args.manifest, args.on_bad, answers_known=scorer is scoring.fits)
+    questions = spread(questions, args.limit)
+    recordings = sound_files(args.recordings) if args.recordings else []
+    wanted = [(args.model, args.vocoder)] + ([(args.against, args.against_vocoder)] if args.against else [])
+    for model, vocoder in wanted:
+        checkpoints.resolve(model, vocoder)  # what is missing is told before an hour of work
+    listeners = Listeners(Recogniser.fetched(), scorer, None if args.no_mos else _mos())
+    if args.plots:
+        plots.require()
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
-    answers = evaluate(talker, questions, listen, scorer, not args.no_text, args.keep)
-    shown = [answer_recording(talker, path, args.recordings, listen) for path in tqdm(recordings, disable=None)]
-    result = measures.summary(answers) | {
-        "model": args.model,
-        "scorer": args.scorer,
-        "command": command_line(),
-        "hardware": measures.hardware(args.device, torch.get_num_threads()),
-        "minutes": (time.perf_counter() - start) / 60,
-    }
-    table = measures.table(result, answers, shown)
+    about = {"scorer": args.scorer, "seed": args.seed, "command": command_line(), "bad_rows": [vars(b) for b in bad]}
+    results: list[tuple[dict, list[Answer]]] = []
+    for number, (model, vocoder) in enumerate(wanted):
+        talker = Talker.load(model, vocoder, args.device, args.max_tokens, DTYPES[args.dtype])
+        answers = evaluate(talker, questions, listeners, not args.no_text, args.keep if number == 0 else None)
+        timed = time_answers(talker, spread(questions, args.timed), listeners, args.omega)
+        results.append((measures.summary(answers) | {"model": model, "latency": timed}, answers))
+        if number == 0:
+            paths = tqdm(recordings, desc="recordings", disable=None)
+            shown = [answer_recording(talker, path, args.recordings, listeners.listen) for path in paths]
+        del talker
+    (result, answers), other = results[0], results[1] if args.against else None
+    hardware = measures.hardware(args.device, torch.get_num_threads())
+    result |= about | {"hardware": hardware, "minutes": (time.perf_counter() - start) / 60}
+    if other is not None:
+        result["difference"] = compare.difference(answers, other[1], args.seed)
+    table = measures.table(result, answers, shown, other[0] if other else None)
     print(table)
     if args.json:
         content = measures.as_json(result, answers, shown)
+        if other is not None:
+            content["against"] = measures.as_json(other[0], other[1], [])
         args.json.write_text(json.dumps(content, indent=1, ensure_ascii=False))
     if args.table:
         measures.write_table(args.table, table)
+    if args.plots:
+        draw(args.plots, [each for each, _ in results])
     return 0
+
+
+def draw(folder: Path, results: Sequence[dict]) -> None:
+    plots.fitting(folder / "fitting.png", {each["model"]: each for each in results})
+    if all(each["latency"] for each in results):
+        plots.latency(folder / "latency.png", {each["model"]: each["latency"] for each in results})
+
+
+def _mos() -> Rate | None:
+    try:
+        return Mos.installed()
+    except MosMissing as exc:
+        logger.warning("%s MOS is not measured.", exc)
+        return None
 
 
 def spread(questions: list[Question], limit: int | None) -> list[Question]:

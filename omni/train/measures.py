@@ -30,6 +30,10 @@ class Answer:
     num_units: int
     answer_seconds: float  # of speech
     compute_seconds: float  # from samples to samples
+    mos: float | None = None  # predicted; None for clips too short to rate, and where nobody rated
+    points: float | None = None  # 1 to 5 of the text, where the scorer gives points
+    points_heard: float | None = None
+    points_written: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,11 @@ def summary(answers: Sequence[Answer]) -> dict:
         "fitting_by_voice": by(answers, lambda answer: answer.voice),
         "asr_wer": error_rate(answers, words.words),
         "asr_cer": error_rate(answers, lambda text: list(words.normalise(text).replace(" ", ""))),
-        "mos": None,  # not measured
+        "mos": mean(answer.mos for answer in answers),
+        "mos_clips": sum(answer.mos is not None for answer in answers),
+        "points": mean(answer.points for answer in answers),
+        "points_heard": mean(answer.points_heard for answer in answers),
+        "points_text": mean(answer.points_written for answer in answers),
         "answers_without_sound": len(answers) - len(spoken),
         "words_per_second": ratio(sum(len(words.words(answer.text)) for answer in spoken), seconds),
         "real_time_factor": ratio(sum(answer.compute_seconds for answer in spoken), seconds),
@@ -76,6 +84,11 @@ def share(hits: Iterable[bool]) -> float | None:
 
 def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return ratio(sum(known), len(known))
 
 
 def by(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, float | None]:
@@ -93,8 +106,41 @@ def as_json(result: dict, answers: Sequence[Answer], recordings: Sequence[Record
     return result | {"answers": [asdict(each) for each in answers], "recordings": [asdict(each) for each in recordings]}
 
 
-def table(result: dict, answers: Sequence[Answer], recordings: Sequence[Recording]) -> str:
-    """Markdown between two marks, so that the next run takes its place."""
+def table(result: dict, answers: Sequence[Answer], recordings: Sequence[Recording], against: dict | None = None) -> str:
+    """Markdown between two marks, so that the next run takes its place. `against` is another checkpoint's result."""
+    parts = [
+        BEGIN,
+        f"Checkpoint `{result['model']}`. Measured with `{result['command']}` on {result['hardware']} in "
+        f"{result['minutes']:.1f} minutes, seed {result['seed']}. Scorer: `{result['scorer']}`. "
+        "Recogniser: Moonshine tiny. MOS: predicted by DistillMOS.",
+    ]
+    if against is None:
+        parts.append(_markdown(("measure", "value"), _rows(result)))
+    else:
+        theirs = dict(_rows(against))
+        rows = [(name, value, theirs.get(name, "–"), _interval(result, name)) for name, value in _rows(result)]
+        head = ("measure", f"`{result['model']}`", f"`{against['model']}`", "difference (95 %)")
+        parts.append(_markdown(head, rows))
+    for each in filter(None, (result, against)):
+        if each.get("latency"):
+            parts += [f"First sound by Ω, `{each['model']}`, {each['latency'][0]['answers']} questions:", _omegas(each)]
+    parts += _shown(answers)
+    if recordings:
+        parts += [
+            "Human recordings (the question is what the recogniser heard):",
+            _markdown(
+                ("file", "seconds", "question", "answered", "heard"),
+                [
+                    (each.file, f"{each.seconds:.1f}", each.question, each.answer or f"*{each.error}*", each.heard)
+                    for each in recordings
+                ],
+            ),
+        ]
+    return "\n\n".join([*parts, END])
+
+
+def _rows(result: dict) -> list[tuple[str, str]]:
+    mos = "not measured" if result["mos"] is None else f"{result['mos']:.2f} ({result['mos_clips']} clips)"
     rows = [
         ("questions asked aloud (unseen phrasings, unseen voices)", f"{result['questions']}"),
         ("fitting answers", _percent(result["fitting"])),
@@ -109,31 +155,51 @@ def table(result: dict, answers: Sequence[Answer], recordings: Sequence[Recordin
         ("seconds of speech an answer", _number(result["seconds_per_answer"])),
         ("real-time factor (compute / speech)", _number(result["real_time_factor"])),
         ("answers without sound", f"{result['answers_without_sound']}"),
-        ("MOS", "not measured" if result["mos"] is None else _number(result["mos"])),
+        ("MOS", mos),
     ]
-    parts = [
-        BEGIN,
-        f"Checkpoint `{result['model']}`. Measured with `{result['command']}` on {result['hardware']} in "
-        f"{result['minutes']:.1f} minutes. Scorer: `{result['scorer']}`. Recogniser: Moonshine tiny.",
-        _markdown(("measure", "value"), rows),
-        f"The first {EXAMPLES} answers:",
-        _markdown(
-            ("asked aloud", "answered", "heard", "fits"),
-            [(each.asked, each.text, each.heard, "yes" if each.fitting else "no") for each in answers[:EXAMPLES]],
-        ),
-    ]
-    if recordings:
-        parts += [
-            "Human recordings (the question is what the recogniser heard):",
-            _markdown(
-                ("file", "seconds", "question", "answered", "heard"),
-                [
-                    (each.file, f"{each.seconds:.1f}", each.question, each.answer or f"*{each.error}*", each.heard)
-                    for each in recordings
-                ],
-            ),
+    if result["points"] is not None:
+        rows += [
+            ("points of 5, text answered to voice (S2TIF)", _number(result["points"])),
+            ("points of 5, speech answered to voice (S2SIF)", _number(result["points_heard"])),
+            ("points of 5, text answered to text", _number(result["points_text"])),
         ]
-    return "\n\n".join([*parts, END])
+    if result.get("bad_rows"):
+        rows.append(("rows of the manifest skipped as bad", f"{len(result['bad_rows'])}"))
+    return rows
+
+
+def _shown(answers: Sequence[Answer]) -> list[str]:
+    examples = answers[:EXAMPLES]
+    rows = [(each.asked, each.text, each.heard, "yes" if each.fitting else "no") for each in examples]
+    return [f"The first {len(examples)} answers:", _markdown(("asked aloud", "answered", "heard", "fits"), rows)]
+
+
+DIFFERENCES = {  # a row of the table → the measure whose difference was resampled
+    "fitting answers": "fitting",
+    "fitting answers, by what the recogniser heard": "fitting_heard",
+    "the same questions as text": "fitting_text",
+    "word error rate of the spoken answer": "asr_wer",
+    "MOS": "mos",
+}
+
+
+def _interval(result: dict, row: str) -> str:
+    found = result["difference"].get(DIFFERENCES.get(row, ""))
+    if found is None:
+        return ""
+    show = _number if row == "MOS" else _percent
+    return f"{show(found['value'])} ({show(found['low'])} … {show(found['high'])})"
+
+
+def _omegas(result: dict) -> str:
+    head = ("Ω", "LLM ms", "vocoder ms", "total ms", "median", "WER", "MOS", "words/s", "same sound as offline")
+    rows = [
+        (f"{row['omega']}", *(f"{row[key]:.0f}" for key in ("llm_ms", "vocoder_ms", "total_ms", "total_ms_median")),
+         _percent(row["asr_wer"]), _number(row["mos"]), _number(row["words_per_second"]),
+         _percent(row["same_as_offline"]))
+        for row in result["latency"]
+    ]  # fmt: skip
+    return _markdown(head, rows)
 
 
 def write_table(path: Path, text: str) -> None:

@@ -1,14 +1,17 @@
-"""Held-out questions, and whether an answer fits one. A scorer is any function (Question, answer) → bool.
+"""Held-out questions, and whether an answer fits one. A scorer is any function (Question, answer) → bool or Score.
 
-`fits` decides by words alone, so that it is the same on every machine; `--scorer module:function` names another one.
+`fits` decides by words alone, so that it is the same on every machine; `--scorer openai:URL#MODEL` asks a language
+model (judge.py), `--scorer module:function` names any other.
 """
 
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from omni.train import manifest
+from omni.train.manifest import Bad, BadRow, ManifestError
 from omni.train.words import contains, f1, normalise, words
 
 CLOSE = 0.8  # word F1 above which an answer says the same
@@ -27,42 +30,51 @@ class Question:
     voice: str = ""
 
 
-Scorer = Callable[[Question, str], bool]
+FITTING = 4.0  # points from which on an answer fits
 
 
-class ManifestError(ValueError):
-    """A manifest cannot be read, or names audio that is not there."""
+@dataclass(frozen=True)
+class Score:
+    """1 to 5 points, the paper's scale; true where the answer fits."""
+
+    points: float
+
+    def __bool__(self) -> bool:
+        return self.points >= FITTING
+
+
+Scorer = Callable[[Question, str], "bool | Score"]
 
 
 def read_manifest(path: Path) -> list[Question]:
-    """One JSON object a line; audio is relative to the manifest."""
-    questions = []
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as exc:
-        raise ManifestError(f"{path} cannot be read: {exc}") from exc
-    for number, line in enumerate(filter(str.strip, lines), start=1):
-        try:
-            raw = json.loads(line)
-            question = Question(
-                raw["id"],
-                path.parent / raw["audio"],
-                raw["instruction"],
-                raw["kind"],
-                tuple(raw.get("accept") or ()),
-                raw.get("fact"),
-                raw.get("voice") or "",
-            )
-        except (ValueError, KeyError, TypeError) as exc:
-            raise ManifestError(f"{path}, line {number}: {exc!r}") from exc
-        if not question.audio.is_file():
-            raise ManifestError(f"{path}, line {number}: {question.audio} is not there.")
-        if not question.accept and not question.fact:
-            raise ManifestError(f"{path}, line {number}: neither accept nor fact says what fits.")
-        questions.append(question)
-    if not questions:
-        raise ManifestError(f"{path} holds no questions.")
-    return questions
+    """Every question; a bad row refuses them all (ManifestError)."""
+    return read_questions(path)[0]
+
+
+def read_questions(path: Path, on_bad: str = "refuse", answers_known: bool = True) -> tuple[list[Question], list[Bad]]:
+    """Questions, and the rows that were skipped: see manifest.py.
+
+    `answers_known`: every row says what fits (accept, fact or response). The local scorer needs it; a judge does not.
+    """
+    return manifest.read(path, partial(_question, answers_known=answers_known), on_bad)
+
+
+def _question(row: dict, folder: Path, answers_known: bool) -> Question:
+    accept = row.get("accept") or ([row["response"]] if row.get("response") else [])
+    if not isinstance(accept, list) or not all(isinstance(each, str) for each in accept):
+        raise BadRow("accept is no list of texts.")
+    file = manifest.audio(row, "audio", folder)
+    if answers_known and not accept and not row.get("fact"):
+        raise BadRow("neither accept nor fact says what fits.")
+    return Question(
+        manifest.text(row, "id") if "id" in row else file.stem,
+        file,
+        manifest.text(row, "instruction"),
+        manifest.text(row, "kind") if "kind" in row else "question",
+        tuple(accept),
+        manifest.text(row, "fact") if row.get("fact") else None,
+        row.get("voice") or "",
+    )
 
 
 def fits(question: Question, answer: str) -> bool:
@@ -74,13 +86,21 @@ def fits(question: Question, answer: str) -> bool:
 
 
 def find_scorer(name: str) -> Scorer:
-    """ "fits", or "package.module:function" """
+    """ "fits", "openai:URL#MODEL", or "package.module:function" """
     if name == "fits":
         return fits
+    if name.startswith("openai:"):
+        from omni.train.chat import Chat, ChatError
+        from omni.train.judge import Judge
+
+        try:
+            return Judge(Chat.named(name, json_reply=True))
+        except ChatError as exc:
+            raise ManifestError(str(exc)) from exc
     module, colon, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as exc:
-        raise ManifestError(f"scorer {name!r} is neither 'fits' nor module:function: {exc}") from exc
+        raise ManifestError(f"scorer {name!r} is neither 'fits', openai:URL#MODEL nor module:function: {exc}") from exc
     assert colon and callable(found), f"{name} is no function"
     return found

@@ -13,8 +13,9 @@ from omni.model.packaged import FetchError
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
 from omni.train import evaluate, scoring
-from omni.train.evaluate import Talker
+from omni.train.evaluate import Listeners
 from omni.train.recogniser import Recogniser, read_tokens, spell
+from omni.train.talker import Talker
 from omni.vocoder import checkpoint as vocoder_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "audio"
@@ -72,7 +73,7 @@ def test_an_answer_is_the_reference_paths(talker):
 def test_every_question_is_asked_aloud_and_as_text(talker, manifest, tmp_path):
     questions = scoring.read_manifest(manifest)
     ears = Ears()
-    answers = evaluate.evaluate(talker, questions, ears, keep=tmp_path)
+    answers = evaluate.evaluate(talker, questions, Listeners(ears), keep=tmp_path)
     assert [answer.id for answer in answers] == ["one", "two", "three"]
     assert not any(answer.fitting for answer in answers)
     assert all(answer.written is not None and answer.heard == ears.says for answer in answers)
@@ -86,7 +87,7 @@ def test_a_fitting_answer_is_counted(talker, manifest):
     """Whatever the tiny checkpoint says is accepted here; what the ears hear is scored on its own."""
     question = scoring.read_manifest(manifest)[0]
     said = talker(Utterance("user", speech=wav.read(question.audio))).text
-    answer = evaluate.ask(talker, question, Ears(), lambda _, text: text == said, as_text=False)
+    answer = evaluate.ask(talker, question, Listeners(Ears(), lambda _, text: text == said), as_text=False)
     assert (answer.fitting, answer.fitting_heard, answer.written) == (True, False, None)
 
 
@@ -94,13 +95,15 @@ def test_the_command_writes_numbers_and_table(talker, manifest, tmp_path, monkey
     """From the command line to JSON and Markdown, with recordings of which one is no audio."""
     monkeypatch.setattr(Talker, "load", lambda *args: talker)
     monkeypatch.setattr(Recogniser, "fetched", Ears)
+    monkeypatch.setattr(evaluate, "_mos", lambda: lambda samples: 3.5)
     people = tmp_path / "people"
     people.mkdir()
     (people / "hello.wav").write_bytes((GOLDEN / "utt0.wav").read_bytes())
     (people / "broken.mp3").write_bytes(b"no sound")
     out, table = tmp_path / "out.json", tmp_path / "mini.md"
     argv = ["evaluate", "--model", "tiny", "--manifest", str(manifest), "--limit", "2", "--json", str(out),
-            "--table", str(table), "--recordings", str(people)]  # fmt: skip
+            "--table", str(table), "--recordings", str(people), "--omega", "10,offline", "--timed", "1",
+            "--plots", str(tmp_path / "plots")]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["omni", *argv])
     assert cli.main(argv) == 0
     content = json.loads(out.read_text())
@@ -109,8 +112,38 @@ def test_the_command_writes_numbers_and_table(talker, manifest, tmp_path, monkey
     assert [recording["file"] for recording in content["recordings"]] == ["broken.mp3", "hello.wav"]
     assert content["recordings"][0]["error"] and content["recordings"][1]["answer"]
     assert content["command"].startswith("omni evaluate --model tiny")
+    assert content["mos"] == 3.5 and content["seed"] == 0 and content["bad_rows"] == []
+    assert [(row["omega"], row["answers"]) for row in content["latency"]] == [(10, 1), ("offline", 1)]
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"fitting.png", "latency.png"}
     assert "| broken.mp3 |" in table.read_text()
     assert table.read_text().strip().removeprefix("# Mini\n\n") in capsys.readouterr().out
+
+
+def test_two_checkpoints_are_asked_the_same(talker, manifest, tmp_path, monkeypatch, capsys):
+    """The same checkpoint twice differs in nothing, however the questions are drawn; both are in the JSON."""
+    monkeypatch.setattr(Talker, "load", lambda *args: talker)
+    monkeypatch.setattr(Recogniser, "fetched", Ears)
+    argv = ["--model", "tiny", "--against", "tiny", "--manifest", str(manifest), "--no-mos", "--omega", "none"]
+    assert cli.main(["evaluate", *argv, "--json", str(tmp_path / "out.json")]) == 0
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["difference"]["asr_wer"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert content["difference"]["mos"] is None and content["mos"] is None
+    assert [each["text"] for each in content["against"]["answers"]] == [each["text"] for each in content["answers"]]
+    assert "difference (95 %)" in capsys.readouterr().out
+
+
+def test_bad_rows_are_skipped_and_counted_where_that_is_asked_for(talker, manifest, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Talker, "load", lambda *args: talker)
+    monkeypatch.setattr(Recogniser, "fetched", Ears)
+    with manifest.open("a") as file:
+        file.write('\n{"id": "four", "audio": "gone.wav", "instruction": "Hi", "kind": "chitchat", "accept": ["Hi"]}\n')
+    argv = ["evaluate", "--model", "tiny", "--manifest", str(manifest), "--no-mos", "--omega", "none", "--no-text"]
+    assert cli.main(argv) == 2
+    assert "line 4: " in capsys.readouterr().err
+    assert cli.main([*argv, "--on-bad", "skip", "--json", str(tmp_path / "out.json")]) == 0
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["questions"] == 3 and [bad["line"] for bad in content["bad_rows"]] == [4]
+    assert "| rows of the manifest skipped as bad | 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -118,7 +151,7 @@ def test_the_command_writes_numbers_and_table(talker, manifest, tmp_path, monkey
     [
         (["--manifest", "gone.jsonl"], "gone.jsonl cannot be read"),
         (["--model", "nothing-here"], "neither mini, tiny, nor a directory"),
-        (["--scorer", "no.such:thing"], "neither 'fits' nor module:function"),
+        (["--scorer", "no.such:thing"], "neither 'fits', openai:URL#MODEL nor module:function"),
     ],
     ids=["manifest", "model", "scorer"],
 )

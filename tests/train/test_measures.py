@@ -15,7 +15,14 @@ GOOD = Answer(
 BAD = replace(GOOD, kind="chitchat", voice="bella", text="I am a cat", heard="I am hat", fitting=False,
               fitting_heard=False, answer_seconds=0.5, compute_seconds=0.4)  # fmt: skip
 SILENT = replace(BAD, text="Hm", heard="", fitting_written=False, answer_seconds=0.0, compute_seconds=9.0)
-RUN = {"model": "tiny", "command": "omni evaluate", "hardware": "a machine", "minutes": 1.0, "scorer": "fits"}
+RUN = {
+    "model": "tiny",
+    "command": "omni evaluate",
+    "hardware": "a machine",
+    "minutes": 1.0,
+    "scorer": "fits",
+    "seed": 0,
+}
 
 
 def test_the_numbers_are_those_counted_by_hand():
@@ -31,6 +38,24 @@ def test_the_numbers_are_those_counted_by_hand():
     assert result["real_time_factor"] == pytest.approx(0.5)
     assert result["answers_without_sound"] == 1
     assert result["mos"] is None
+
+
+def test_mos_and_points_are_means_of_what_was_rated():
+    """A clip too short to rate lowers nothing; the judge's points come for text, speech and writing."""
+    rated = replace(GOOD, mos=4.0, points=5.0, points_heard=3.0, points_written=4.0)
+    result = measures.summary([rated, replace(rated, mos=3.0, points=2.0), replace(rated, mos=None)])
+    assert (result["mos"], result["mos_clips"]) == (3.5, 2)
+    assert (result["points"], result["points_heard"], result["points_text"]) == (4.0, 3.0, 4.0)
+    text = measures.table(result | RUN, [rated], [])
+    assert "| MOS | 3.50 (2 clips) |" in text and "(S2SIF) | 3.00 |" in text
+
+
+def test_two_checkpoints_stand_side_by_side():
+    ours, theirs = measures.summary([GOOD, GOOD]), measures.summary([BAD, GOOD])
+    ours["difference"] = {"fitting": {"value": 0.5, "low": 0.0, "high": 1.0}, "mos": None}
+    text = measures.table(ours | RUN, [GOOD], [], theirs | {"model": "old"})
+    assert "| measure | `tiny` | `old` | difference (95 %) |" in text
+    assert "| fitting answers | 100.0 % | 50.0 % | 50.0 % (0.0 % … 100.0 %) |" in text
 
 
 def test_what_was_not_measured_is_null():

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from omni.audio import wav
 from omni.train import scoring
 from omni.train.scoring import ManifestError, Question, find_scorer, fits, read_manifest
 
@@ -55,7 +57,7 @@ def line(**changes) -> str:
 
 
 def test_a_manifest_is_read_with_audio_beside_it(tmp_path):
-    (tmp_path / "a.wav").touch()
+    wav.write(tmp_path / "a.wav", np.zeros(160, np.float32))
     (tmp_path / "m.jsonl").write_text(line() + "\n\n" + line(id="b", accept=None, fact="Paris") + "\n")
     first, second = read_manifest(tmp_path / "m.jsonl")
     assert first == Question("a", tmp_path / "a.wav", "Hi", "chitchat", ("Hello.",))
@@ -66,16 +68,16 @@ def test_a_manifest_is_read_with_audio_beside_it(tmp_path):
     ("content", "words"),
     [
         (None, "cannot be read"),
-        ("", "holds no questions"),
+        ("", "holds no usable rows"),
         ("{", "line 1"),
-        ('{"id": "a"}', "line 1: KeyError"),
+        ('{"id": "a"}', "line 1: audio is missing"),
         (line() + "\n" + line(audio="gone.wav"), "line 2: .*gone.wav is not there"),
         (line(accept=[]), "neither accept nor fact"),
     ],
     ids=["no file", "empty", "no json", "missing key", "missing audio", "nothing fits"],
 )
 def test_a_broken_manifest_says_where(tmp_path, content, words):
-    (tmp_path / "a.wav").touch()
+    wav.write(tmp_path / "a.wav", np.zeros(160, np.float32))
     if content is not None:
         (tmp_path / "m.jsonl").write_text(content)
     with pytest.raises(ManifestError, match=words):
