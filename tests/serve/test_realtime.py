@@ -436,6 +436,7 @@ async def test_ten_random_interruptions(tmp_path, binary):
                 await client.until("frame" if binary else "response.output_audio.delta")
             await client.append(spoken() + silence(1.0), portion=rng.choice([160, 640, 5_000]))
             await client.until("input_audio_buffer.committed")
+        await client.until("frame" if binary else "response.output_audio.delta")
         await client.send("response.cancel")
         while (await client.until("response.done"))["response"]["omni"]["number"] < 11:
             pass
