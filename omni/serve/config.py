@@ -13,7 +13,7 @@ from omni.checkpoints import Checkpoint, resolve
 API_KEY_VARIABLE = "OMNI_API_KEY"  # in the environment: a key is never an argument, in a file, or in a log
 STORE_PASSWORD_VARIABLE = "OMNI_STORE_PASSWORD"  # of a Redis store, likewise
 VOCODER_BACKENDS = ("own", "fairseq")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_WEIGHTS = ("float", "int8")
 
 
@@ -41,10 +41,10 @@ class ServeConfig:
     vocoder_threads: int = 1
     model_gpus: float = 0.0  # share of a GPU per worker
     vocoder_gpus: float = 0.0
-    model_dtype: str = "float32"
+    model_dtype: str = "auto"  # bfloat16 on a GPU and on a CPU that multiplies it; else float32
+    vocoder_dtype: str = "auto"
     model_weights: str = "float"  # "int8": 8-bit products on a CPU
     vocoder_batch: int = 8  # chunks of different turns vocoded together
-    vocoder_gather: float = 0.003  # seconds a chunk waits for company
 
     # limits
     max_audio_seconds: float = 30.0
@@ -113,7 +113,7 @@ class ServeConfig:
                 "session_expiry",
             ):
                 _need(field.name, getattr(self, field.name) > 0, "must be more than 0 seconds", self)
-        for name in ("model_workers", "vocoder_workers", "waiting", "model_gpus", "vocoder_gpus", "vocoder_gather"):
+        for name in ("model_workers", "vocoder_workers", "waiting", "model_gpus", "vocoder_gpus"):
             _need(name, getattr(self, name) >= 0, "must not be negative", self)
         for name in ("model_gpus", "vocoder_gpus"):
             share = getattr(self, name)
@@ -132,7 +132,8 @@ class ServeConfig:
             raise ConfigError(
                 f"store names a password or user: set {STORE_PASSWORD_VARIABLE} in the environment instead."
             )
-        _need("model_dtype", self.model_dtype in DTYPES, f"must be one of {DTYPES}", self)
+        for name in ("model_dtype", "vocoder_dtype"):
+            _need(name, getattr(self, name) in DTYPES, f"must be one of {DTYPES}", self)
 
     def here(self) -> Checkpoint:
         """The checkpoint on this machine, which may be another than the one that made this value."""

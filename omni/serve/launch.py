@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--vocoder", metavar="DIR", help="vocoder directory (default: the checkpoint's own)")
     option(what, "vocoder-backend", str, "whose CodeHiFiGAN", choices=VOCODER_BACKENDS)
     option(what, "model-dtype", str, "arithmetic of the model", choices=DTYPES)
+    option(what, "vocoder-dtype", str, "arithmetic of our vocoder", choices=DTYPES)
     option(what, "model-weights", str, "how its weights are multiplied; int8 is for CPUs", choices=MODEL_WEIGHTS)
 
     where = parser.add_argument_group("where")

@@ -18,7 +18,7 @@ from omni.engine.sequence import EngineError, NotFinite, Output, RowFailed, Sequ
 from omni.model import checkpoint
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
-from omni.serve import errors
+from omni.serve import arithmetic, errors
 from omni.serve.config import ServeConfig
 from omni.serve.protocol import Message, TurnRequest
 
@@ -32,7 +32,7 @@ Deliver = Callable[[list[Output]], None]
 def load(config: ServeConfig) -> Engine:
     torch.set_num_threads(config.model_threads)
     device = "cuda" if config.model_gpus > 0 else "cpu"
-    omni = checkpoint.load(config.here().model, device, getattr(torch, config.model_dtype))
+    omni = checkpoint.load(config.here().model, device, arithmetic.dtype(config.model_dtype, device))
     return Engine(
         omni, EngineConfig(num_slots=config.slots, max_answer=config.max_new_tokens, weights=config.model_weights)
     )

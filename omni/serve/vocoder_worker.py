@@ -7,7 +7,6 @@ import asyncio
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -20,10 +19,10 @@ Render = Callable[[Sequence[Chunk]], list[ChunkReply | ChunkError]]
 
 
 class Gathering:
-    """The computing thread: renders up to `batch` chunks together, waiting up to `gather` seconds for more."""
+    """The computing thread: renders up to `batch` chunks that gathered while it was busy. Idle, it waits for none."""
 
-    def __init__(self, render: Render, batch: int, gather: float) -> None:
-        self._render, self._batch, self._gather = render, batch, gather
+    def __init__(self, render: Render, batch: int) -> None:
+        self._render, self._batch = render, batch
         self._chunks: queue.SimpleQueue[tuple[Chunk, Future[ChunkReply]] | None] = queue.SimpleQueue()
         self.rendered = self.batches = 0
         self._thread = threading.Thread(target=self._run, name="vocoder", daemon=True)
@@ -49,10 +48,9 @@ class Gathering:
     def _run(self) -> None:
         while (first := self._chunks.get()) is not None:
             batch, more = [first], True
-            end = time.monotonic() + self._gather
             while more and len(batch) < self._batch:
                 try:
-                    item = self._chunks.get(timeout=max(0.0, end - time.monotonic()))
+                    item = self._chunks.get_nowait()
                 except queue.Empty:
                     break
                 more = item is not None
@@ -84,7 +82,7 @@ class VocoderWorker:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._running = 0
-        self._gathering = Gathering(_load(config), config.vocoder_batch, config.vocoder_gather)
+        self._gathering = Gathering(_load(config), config.vocoder_batch)
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:
         """Cancelling takes the chunk out of the queue."""
@@ -119,10 +117,17 @@ def _load(config: ServeConfig) -> Render:
     """torch comes in here, in the replica only: the process that deploys stays light."""
     import torch
 
+    from omni.serve import arithmetic
     from omni.vocoder import checkpoint, fairseq_backend
-    from omni.vocoder.render import render
+    from omni.vocoder.render import render, warm_up
 
     torch.set_num_threads(config.vocoder_threads)
-    load = {"own": checkpoint.load, "fairseq": fairseq_backend.load}[config.vocoder_backend]
-    vocoder: Any = load(config.here().vocoder, "cuda" if config.vocoder_gpus > 0 else "cpu")
+    device = "cuda" if config.vocoder_gpus > 0 else "cpu"
+    where = config.here().vocoder
+    vocoder: Any
+    if config.vocoder_backend == "own":
+        vocoder = checkpoint.load(where, device, arithmetic.dtype(config.vocoder_dtype, device))
+    else:
+        vocoder = fairseq_backend.load(where, device)
+    warm_up(vocoder)
     return lambda chunks: render(vocoder, chunks)

@@ -66,6 +66,8 @@ def start_up(home: Path, *options: str) -> Up:
     """`omni up` with these further options, once it is ready."""
     port, web_port = free_port(), free_port()
     command = [sys.executable, "-m", "omni.cli", "up", "--model", "tiny", "--model-workers", "2"]
+    # float32: only there does an answer that goes on elsewhere equal the undisturbed one whatever runs beside it
+    command += ["--model-dtype", "float32", "--vocoder-dtype", "float32"]
     command += ["--vocoder-workers", "2", "--port", str(port), "--web-port", str(web_port), *options]
     log = home / "up.log"
     with log.open("wb") as output:

@@ -26,7 +26,9 @@ TOKENS = 12
 @pytest.fixture(scope="module")
 def config() -> ServeConfig:
     tiny = checkpoints.resolve("tiny")
-    return ServeConfig(tiny.name, str(tiny.model), str(tiny.vocoder), slots=2, waiting=2, max_new_tokens=250)
+    return ServeConfig(
+        tiny.name, str(tiny.model), str(tiny.vocoder), slots=2, waiting=2, max_new_tokens=250, model_dtype="float32"
+    )
 
 
 @pytest.fixture(scope="module")
