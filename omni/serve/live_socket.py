@@ -39,7 +39,7 @@ class LiveSocket:
     async def receive(self) -> Message | None:
         """The client's next message; None once it is gone."""
         message = await self._receive()
-        if message["type"] == "websocket.disconnect":
+        if self.gone or message["type"] == "websocket.disconnect":  # or it takes nothing more: then it is not heard
             self.gone = True
             return None
         text = message.get("text")

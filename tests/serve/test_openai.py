@@ -5,11 +5,9 @@ import base64
 import io
 import json
 
-import numpy as np
 import openai
 import pytest
 import soundfile
-import soxr
 from fake_cluster import (
     PROMPT_TOKENS,
     WORDS,
@@ -25,7 +23,6 @@ from fake_cluster import (
 )
 
 from omni.audio import wav
-from omni.audio.resample import Resampler
 from omni.serve import errors
 from omni.serve.controller import make_app
 from omni.serve.openai_api import Answers
@@ -388,21 +385,6 @@ async def test_key(tmp_path, cluster):
             with pytest.raises(openai.AuthenticationError) as caught:
                 await ask(client)
     assert caught.value.code == "invalid_api_key" and "right-key" not in str(caught.value)
-
-
-# --- the resampler ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate", [8000, 24000, 48000])
-def test_resampled_in_portions_equals_in_one_piece(rate):
-    """However the portions fall, the sound is that of resampling it whole."""
-    pcm = wav.to_pcm16(tone(0.5))
-    resample, pieces = Resampler(wav.SAMPLE_RATE, rate), []
-    for start in range(0, len(pcm), 1234):
-        pieces.append(resample(pcm[start : start + 1234]))
-    joined = np.frombuffer(b"".join(pieces) + resample(b"", last=True), dtype="<i2").astype(int)
-    whole = np.frombuffer(wav.to_pcm16(soxr.resample(wav.from_pcm16(pcm), 16_000, rate)), dtype="<i2").astype(int)
-    assert len(joined) == len(whole) and np.abs(joined - whole).max() <= 1
 
 
 async def test_raw_stream_ends_as_the_protocol_says(app):

@@ -821,6 +821,26 @@ async def test_a_socket_that_never_reads(tmp_path):
     assert ended(app)["cancelled"] == 1 and cluster.closed
 
 
+async def test_eight_people_at_once(url, app, cluster):
+    """Each hears the answer to their own question, whole; afterwards nothing is left of any."""
+
+    async def converse(seconds: float) -> tuple[bytes, bytes]:
+        async with talk(url) as client:
+            await client.update(**DETECTED)
+            await client.append(silence(seconds) + speech() + silence(1.0), portion=640)
+            await client.until("response.done", seconds=60)
+            item_id = client.of("input_audio_buffer.committed")[0]["item_id"]
+            await client.send("conversation.item.retrieve", item_id=item_id)
+            item = (await client.until("conversation.item.retrieved"))["item"]
+            return client.sound(), base64.b64decode(item["content"][0]["audio"])
+
+    heard = await asyncio.gather(*(converse(0.1 * i) for i in range(8)))
+    assert [sound for sound, _ in heard] == [whole_answer()[1]] * 8
+    assert {asked for _, asked in heard} == {each.messages[-1].pcm16 for each in cluster.requests}
+    await until(lambda: not app.state.registry.live and not app.state.registry.sockets)
+    assert ended(app)["ok"] == 8
+
+
 # --- who may connect, and how it ends ---------------------------------------------------------------------------------
 
 
