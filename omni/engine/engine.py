@@ -55,6 +55,7 @@ class EngineConfig:
     max_answer: int = 256  # longest answer, in tokens
     weights: str = "float"  # as loaded, or "int8": 8-bit products on a CPU
     kept_speech: int = 256 * 2**20  # bytes of speech embeddings kept for a session's next turn
+    fixed_shapes: bool | None = None  # decode in few shapes, recorded as CUDA graphs; on a GPU unless told
     one_behind: bool | None = None  # read a step's tokens while the next one runs; on a GPU unless told
 
     def __post_init__(self) -> None:
@@ -76,10 +77,10 @@ class Engine:
         self.omni, self.config, self.clock = omni, config, clock
         self.max_tokens = config.max_tokens or omni.config.max_tokens
         self.one_behind = omni.device.type != "cpu" if config.one_behind is None else config.one_behind
+        fixed_shapes = omni.device.type == "cuda" if config.fixed_shapes is None else config.fixed_shapes
+        sizes = config.num_slots, self.max_tokens, config.max_answer
         try:
-            self.runner = Runner(
-                omni, config.num_slots, self.max_tokens, config.max_answer, config.weights, config.kept_speech
-            )
+            self.runner = Runner(omni, *sizes, config.weights, config.kept_speech, fixed_shapes)
         except (MemoryError, RuntimeError) as exc:  # torch's CPU allocator raises RuntimeError
             raise OutOfMemory(
                 f"No memory for {config.num_slots} slots of {self.max_tokens} tokens and {config.max_answer} spoken "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from omni.audio import mel
 from omni.engine import hearing, sampler
+from omni.engine.graphs import Decoding
 from omni.engine.hearing import Hearing
 from omni.engine.prefixes import Place
 from omni.engine.scheduler import Piece
@@ -63,6 +64,7 @@ class Runner:
         max_answer: int,
         weights: str = "float",
         kept_speech: int = 2**28,
+        fixed_shapes: bool = False,
     ) -> None:
         self.omni, self.device, config = omni, omni.device, omni.config
         self.hearing = Hearing(omni, kept_speech)
@@ -71,6 +73,10 @@ class Runner:
         self.speech = Speech(omni.unit_decoder, num_slots, max_answer, weights)
         self.slots = Slots(config.llm, num_slots, max_tokens, omni.llm.norm.weight)
         self.last_token = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+        self.decoding: Decoding | None = None
+        if fixed_shapes:
+            recorded = self.device.type == "cuda"
+            self.decoding = Decoding(self._fixed_step, self.device, max_tokens, max_answer, recorded)
 
     def read(self, sequence: Sequence) -> None:
         """A new sequence: prompt ids, and how long the prompt will be. No work on the device yet."""
@@ -124,6 +130,11 @@ class Runner:
         slots = [each.slot for each in sequences if each.slot is not None]
         steps = [each.num_launched for each in sequences]
         starts = [each.prompt_length + step - 1 for each, step in zip(sequences, steps, strict=True)]
+        if self.decoding is not None:
+            logits, classes, finite = self.decoding(slots, starts, steps)
+            tokens = sampler.choose(logits, [each.sampling for each in sequences], steps)
+            self.last_token[torch.tensor(slots, device=self.device)] = tokens
+            return Result(list(sequences), tokens, classes, finite)
         rows = self.slots.rows(slots, starts, 1)
         embeds = self.omni.llm.embed(self.last_token[rows.index])[:, None]
         hidden = self.omni.llm.norm(self.text(embeds, rows.positions, rows))
@@ -132,6 +143,16 @@ class Runner:
         self.last_token[rows.index] = tokens
         classes, finite = self._units(slots, hidden, steps)
         return Result(list(sequences), tokens, classes[:, 0], finite[:, 0] & logits.sum(-1).isfinite())
+
+    def _fixed_step(self, fed: Tensor, length: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(slots, starts, steps) (3, B) → logits (B, V), classes (B, 25), finite (B,): decode without the choice."""
+        index, starts, steps = fed
+        rows = self.slots.fixed(index, starts, 1, length)
+        embeds = self.omni.llm.embed(self.last_token[index])[:, None]
+        hidden = self.omni.llm.norm(self.text(embeds, rows.positions, rows))
+        logits = self.head(hidden[:, 0])
+        spoken = self.speech.fixed(index, hidden, steps, num_tokens)[:, 0]  # (B, 25, classes)
+        return logits, spoken.argmax(-1), spoken.sum((-1, -2)).isfinite() & logits.sum(-1).isfinite()
 
     def forget(self, sequence: Sequence) -> None:
         """It went wrong: nothing of it may reach the next one in its slot, or who says the same."""

@@ -35,6 +35,9 @@ class Slots:
     def rows(self, slots: list[int], starts: list[int], num_new: int) -> "Rows":
         return Rows(self, slots, starts, num_new)
 
+    def fixed(self, index: Tensor, starts: Tensor, num_new: int, length: int) -> "FixedRows":
+        return FixedRows(self, index, starts, num_new, length)
+
     def copy(self, source: int, target: int, length: int) -> None:
         """The first `length` positions of one row into another."""
         self.k[:, target, :, :length] = self.k[:, source, :, :length]
@@ -81,3 +84,22 @@ class Rows:
             all_v[self.index[:, None], :, self.positions] = v.transpose(1, 2)
         rows = self.view if self.view is not None else self.index
         return all_k[rows, :, : self.length], all_v[rows, :, : self.length], self.mask
+
+
+class FixedRows:
+    """As Rows, of tensors (B,) that stay on the device, and of a length that does not depend on them.
+
+    A row may be given twice, with the same start and the same input: both write the same.
+    """
+
+    def __init__(self, slots: Slots, index: Tensor, starts: Tensor, num_new: int, length: int) -> None:
+        self.slots, self.index, self.length = slots, index, length
+        self.positions = starts[:, None] + torch.arange(num_new, device=starts.device)  # (B, T)
+        keys = torch.arange(length, device=starts.device)
+        self.mask = (keys <= self.positions[..., None])[:, None]  # (B, 1, T, L)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        all_k, all_v = self.slots.k[layer], self.slots.v[layer]
+        all_k[self.index[:, None], :, self.positions] = k.transpose(1, 2).to(all_k.dtype)
+        all_v[self.index[:, None], :, self.positions] = v.transpose(1, 2).to(all_v.dtype)
+        return all_k[:, :, : self.length][self.index], all_v[:, :, : self.length][self.index], self.mask

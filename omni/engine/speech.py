@@ -16,7 +16,7 @@ copies differ, and attention is what it is anywhere.
 import torch
 from torch import Tensor
 
-from omni.engine.slots import Rows, Slots
+from omni.engine.slots import FixedRows, Rows, Slots
 from omni.engine.stack import FusedBlock, Rotary, Stack, project, rotate
 from omni.model.unit_decoder import UnitDecoder
 
@@ -39,21 +39,32 @@ class Speech:
 
     def __call__(self, slots: list[int], states: Tensor, first_tokens: list[int]) -> Tensor:
         """States (B, n, D_llm) of each row's tokens from first_tokens[b] on → logits (B, n, 25, classes)."""
+        n = states.shape[1]
+        starts = [first * self.upsample for first in first_tokens]
+        tokens = self.tokens.rows(slots, first_tokens, n)
+        return self.run(states, tokens, self.positions.rows(slots, starts, n * self.upsample))
+
+    def fixed(self, index: Tensor, states: Tensor, first_tokens: Tensor, num_tokens: int) -> Tensor:
+        """As a call, of tensors (B,): all that is looked at is as long as num_tokens."""
+        n, upsample = states.shape[1], self.upsample
+        tokens = self.tokens.fixed(index, first_tokens, n, num_tokens)
+        positions = self.positions.fixed(index, first_tokens * upsample, n * upsample, num_tokens * upsample)
+        return self.run(states, tokens, positions)
+
+    def run(self, states: Tensor, tokens: Rows | FixedRows, positions: Rows | FixedRows) -> Tensor:
         B, n, _ = states.shape
         x = self.input(states)
-        attended = self._attend_to_tokens(x, self.tokens.rows(slots, first_tokens, n))  # (B, 25·n, D)
+        attended = self._attend_to_tokens(x, tokens)  # (B, 25·n, D)
         x = self.first.finish(x.repeat_interleave(self.upsample, dim=1), attended)
         if self.rest is not None:
-            starts = [first * self.upsample for first in first_tokens]
-            rows = self.positions.rows(slots, starts, n * self.upsample)
-            x = self.rest(x, rows.positions, rows)
+            x = self.rest(x, positions.positions, positions)
         return self.output(x).view(B, n, self.upsample, -1)
 
     def forget(self, slot: int) -> None:
         self.tokens.clear(slot)
         self.positions.clear(slot)
 
-    def _attend_to_tokens(self, x: Tensor, rows: Rows) -> Tensor:
+    def _attend_to_tokens(self, x: Tensor, rows: Rows | FixedRows) -> Tensor:
         """The first block's attention: (B, n, D), the same for all copies → (B, 25·n, D)."""
         B, n, _ = x.shape
         block, d = self.first, self.first.head_dim

@@ -105,6 +105,10 @@ class FusedBlock:
         qk, v = self.project(x)
         q, k = rotate(qk, *turns).transpose(1, 2).split((self.num_heads, self.num_kv_heads), dim=1)
         k, v, mask = cache.extend(layer, k, v.transpose(1, 2))
+        if T == 1:  # the heads of a group as positions of one: every kernel can, and keys are read once for all of them
+            q = q.reshape(B, self.num_kv_heads, -1, self.head_dim)
+            y = scaled_dot_product_attention(q.to(k.dtype), k, v, mask)  # (B, H_kv, H / H_kv, d)
+            return self.finish(x, y.reshape(B, 1, -1).to(x.dtype))
         grouped = self.num_kv_heads != self.num_heads
         y = scaled_dot_product_attention(
             q.to(k.dtype), k, v, mask, is_causal=mask is None and T > 1, enable_gqa=grouped
