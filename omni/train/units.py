@@ -196,6 +196,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", type=Path, required=True, help="JSON lines with a response (or text) to speak")
     parser.add_argument("--voice", type=Path, required=True, help="folder for recordings and units")
     parser.add_argument("--level", type=float, default=200.0, help="the voice's one note, in Hz; 0 for a free pitch")
+    parser.add_argument("--limit", type=int, help="speak only so many answers, beside the sentences")
     parser.add_argument("--sentences", type=int, default=3600, help="sentences to repeat, beside all answers")
     parser.add_argument("--units", type=int, default=300)
     parser.add_argument("--layer", type=int, default=3)
@@ -237,4 +238,4 @@ def texts_to_speak(args: argparse.Namespace) -> list[dict]:
         {"text": text, "kind": kind} for text, kind in texts.items() if kind == "repeat" and len(text.split()) < 17
     ]
     random.Random(args.seed).shuffle(repeats)
-    return answers + repeats[: args.sentences]
+    return answers[: args.limit] + repeats[: args.sentences]

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss, pad
 from torch.nn.utils.rnn import pad_sequence
 
+from omni.train import keep
 from omni.train.answers import SAMPLES_PER_FRAME, Recordings
+from omni.train.metrics import Metrics
 from omni.train.units import Units, merge
 from omni.vocoder import checkpoint
 from omni.vocoder.code_hifigan import CodeHiFiGAN
@@ -115,6 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for config.json and g_00000000.pt")
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--steps", type=float, default=math.inf, help="stop after so many, if the minutes last longer")
+    parser.add_argument("--save-every", type=float, default=120.0, metavar="SECONDS", help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="segments of 1.28 s")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, falling to zero over the minutes")
     parser.add_argument("--heldout", type=int, default=100, help="last recordings that are not trained on")
@@ -124,7 +127,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
-    draw = random.Random(args.seed)
     recordings, units = Recordings(args.voice), Units.load(args.voice / "units.safetensors")
     codes = recordings.split_frames(np.load(args.voice / "codes.npy").astype(np.int64))[: -args.heldout or None]
     merged = [merge(each.tolist()) for each in codes]
@@ -133,13 +135,14 @@ def main(args: argparse.Namespace) -> int:
     model = CodeHiFiGAN(config)
     initialise(model, units)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.8, 0.99), weight_decay=0.0)
+    args.output.mkdir(parents=True, exist_ok=True)
     state, done, step = args.output / "training.pt", 0.0, 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         done, step = saved["seconds"], saved["steps"]
-        draw.seed(f"{args.seed} after {done}")
+    metrics = Metrics(args.output / "metrics.csv", step)
     begun = time.monotonic() - done
     saved_at = time.monotonic()
     while True:
@@ -148,6 +151,7 @@ def main(args: argparse.Namespace) -> int:
         if progress >= 1.0:
             break
         set_rate(optimiser, args.rate, progress)
+        draw = random.Random(f"{args.seed} step {step}")  # a step's data follow from its number alone
         rows, sounds = segments(recordings, codes, args.batch, draw)
         with torch.autocast("cpu", torch.bfloat16):
             made = model(rows, torch.ones_like(rows))
@@ -163,7 +167,9 @@ def main(args: argparse.Namespace) -> int:
         if step % 20 == 0:
             losses = " ".join(f"{x.item():.3f}" for x in (spectra, wave, durations))
             logger.info("%.1f min, step %d: spectra, wave, durations %s", seconds / 60, step, losses)
-        if time.monotonic() - saved_at > 120:
+            found = {"spectra": spectra.item(), "wave": wave.item(), "durations": durations.item()}
+            metrics.row(step, found | {"rate": optimiser.param_groups[0]["lr"]})
+        if time.monotonic() - saved_at > args.save_every:
             save(model, config, optimiser, time.monotonic() - begun, step, args.output)
             saved_at = time.monotonic()
     save(model, config, optimiser, time.monotonic() - begun, step, args.output)
@@ -183,4 +189,4 @@ def save(
     """What serves, in the published layout and half precision, and what a later run goes on from."""
     checkpoint.save(model, config, output, torch.float16)
     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "seconds": seconds, "steps": steps}
-    torch.save(state, output / "training.pt")
+    keep.state(output / "training.pt", state)

@@ -1,6 +1,6 @@
 """Stage 2: which token says which unit, and a decoder that learns to say them."""
 
-import random
+import itertools
 
 import pytest
 import torch
@@ -39,9 +39,21 @@ def test_edit_distance(a, b, distance):
 
 def test_batches_hold_answers_of_like_length():
     answers = [Spoken("", torch.zeros(n % 50 + 1, 4), [1], None) for n in range(200)]
-    for _, batch in zip(range(8), stage2.batches(answers, [1.0] * 200, 16, random.Random(0)), strict=False):
+    for _, batch in zip(range(8), stage2.batches(answers, [1.0] * 200, 16, seed=0), strict=False):
         lengths = [len(answer.hidden) for answer in batch]
         assert max(lengths) - min(lengths) < 25
+
+
+@pytest.mark.parametrize("first", [0, 3, 8, 13])
+def test_a_batch_follows_from_seed_and_number_alone(first):
+    """A run that goes on with batch 13 learns what it would have learnt undisturbed."""
+    answers = [Spoken(f"{n}", torch.zeros(n % 7 + 1, 4), [1], None) for n in range(50)]
+
+    def texts(start, count):
+        some = itertools.islice(stage2.batches(answers, [1.0] * 50, 4, seed=5, first=start), count)
+        return [[answer.text for answer in batch] for batch in some]
+
+    assert texts(first, 6) == texts(0, first + 6)[first:]
 
 
 def test_a_decoder_learns_to_say_what_belongs_to_its_states():
