@@ -80,7 +80,7 @@ class ServeConfig:
     allowed_origins: str = ""  # of pages elsewhere that may connect: "https://a.example,https://b.example", or "*"
     audio_burst: float = 60.0  # seconds of sound that may come at once; after that a quarter faster than it is spoken
     audio_ahead: float = 30.0  # seconds of an answer's sound that the client may have and not yet have played
-    pause_ms: int = 130  # a silence after which an answer is begun that may still be dropped
+    pause_ms: int = 100  # a silence after which an answer is begun that may still be dropped
     idle_deadline: float = 900.0  # a conversation in which the client says nothing, no silence either, has ended
     conversation_deadline: float = 7200.0  # longest conversation
 

@@ -24,7 +24,7 @@ class Settings:
     threshold: float = 0.5
     prefix_padding_ms: int = 300
     silence_duration_ms: int = 500
-    pause_ms: int = 130  # a silence after which the answer is begun; from silence_duration_ms on there is no such
+    pause_ms: int = 100  # a silence after which the answer is begun; from silence_duration_ms on there is no such
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,15 @@ async def test_a_conversation_of_three_turns_with_an_interruption(mini):
         assert first["omni"]["timing"]["speculative"]
 
         await speak(client, question(1) + PAUSE)
-        await client.until("response.output_audio.delta", seconds=120)
+        delta = await client.until("response.output_audio.delta", seconds=120)
+        await client.send("omni.playback", item_id=delta["item_id"], played_ms=100)  # and it is spoken over there
         since = len(client.heard)
         await speak(client, question(2) + PAUSE)
         ends = [(await client.until("response.done", seconds=120))["response"] for _ in range(2)]
         second, third = [each for each in ends if each["id"] != first["id"]]
         assert second["omni"]["number"] == 2 and third["omni"]["number"] == 3
+        truncated = {each["item_id"] for each in client.of("conversation.item.truncated")}
+        assert second["status"] == "cancelled" or truncated == {delta["item_id"]}  # made in time, but not heard
         assert third["status"] in ("completed", "incomplete")
         assert third["usage"]["input_tokens"] > first["usage"]["input_tokens"]  # it remembers
         numbers = [each["response_id"] for each in client.heard[since:] if "response_id" in each]
