@@ -4,6 +4,7 @@ Published keys keep their published meaning and defaults (ictnlp/LLaMA-Omni, con
 
     speech_input           "padded" (published: always 30 s) or "true-length" (only what was said)
     adaptor_context        neighbouring 5-frame windows the adaptor sees on each side; 0 as published
+    adaptor_blocks         "(layers,width,heads,ffn)" of blocks at 10 Hz behind the adaptor; none as published
     speech_projector_hidden  width of the adaptor's hidden layer; 2048 as published
     prompt_style           "llama_3" (published) or "chatml"
 """
@@ -64,6 +65,7 @@ class OmniConfig:
     frames_per_embedding: int = 5  # 50 Hz → 10 Hz
     adaptor_hidden: int = 2048
     adaptor_context: int = 0
+    adaptor_blocks: BlockConfig | None = None
     speech_input: str = "padded"
     prompt_style: str = "llama_3"
     encoder_file: str | None = None  # a Whisper .pt, where the shards hold no encoder
@@ -108,7 +110,7 @@ def parse(raw: dict) -> OmniConfig:
     eos = raw.get("eos_token_id")
     config = OmniConfig(
         llm=llm,
-        unit_decoder=_unit_decoder(raw.get("ctc_decoder_config", "(2,4096,32,11008)"), eps, rope),
+        unit_decoder=_blocks("ctc_decoder_config", raw.get("ctc_decoder_config", "(2,4096,32,11008)"), eps, rope),
         encoder_width=raw.get("speech_encoder_hidden_size", 1280),
         vocab_size=raw["vocab_size"],
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -118,6 +120,7 @@ def parse(raw: dict) -> OmniConfig:
         frames_per_embedding=raw.get("speech_encoder_ds_rate", 5),
         adaptor_hidden=raw.get("speech_projector_hidden", 2048),
         adaptor_context=raw.get("adaptor_context", 0),
+        adaptor_blocks=_blocks("adaptor_blocks", raw["adaptor_blocks"], eps, rope) if "adaptor_blocks" in raw else None,
         speech_input=raw.get("speech_input", "padded"),
         prompt_style=raw.get("prompt_style", "llama_3"),
         encoder_file=raw.get("speech_encoder"),
@@ -130,15 +133,18 @@ def parse(raw: dict) -> OmniConfig:
     ):
         if value not in choices:
             raise ConfigError(f"{key} is {value!r}. Select one of {', '.join(choices)}.")
+    if config.adaptor_blocks and config.adaptor_blocks.width != llm.width:
+        wrong = config.adaptor_blocks.width
+        raise ConfigError(f"adaptor_blocks are {wrong} wide. Select the LLM's width, {llm.width}.")
     return config
 
 
-def _unit_decoder(text: str, eps: float, rope: RopeConfig) -> BlockConfig:
+def _blocks(key: str, text: str, eps: float, rope: RopeConfig) -> BlockConfig:
     """The published string "(layers,width,heads,ffn)" → BlockConfig: full attention heads, the LLM's rope."""
     try:
         layers, width, heads, ffn = (int(part) for part in text.strip("() ").split(","))
     except ValueError as exc:
-        raise ConfigError(f"ctc_decoder_config is {text!r}; expected '(layers,width,heads,ffn)'.") from exc
+        raise ConfigError(f"{key} is {text!r}; expected '(layers,width,heads,ffn)'.") from exc
     return BlockConfig(layers, width, heads, heads, width // heads, ffn, eps, rope)
 
 

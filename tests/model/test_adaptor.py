@@ -10,9 +10,10 @@ from omni.model.adaptor import Adaptor
 from omni.model.tiny import CONFIG
 
 
-def adaptor(context: int) -> Adaptor:
+def adaptor(context: int, blocks: bool = False) -> Adaptor:
     torch.manual_seed(0)
-    return Adaptor(replace(configs.parse(CONFIG), adaptor_context=context))
+    config = configs.parse(CONFIG | ({"adaptor_blocks": "(2,64,4,96)"} if blocks else {}))
+    return Adaptor(replace(config, adaptor_context=context))
 
 
 @pytest.mark.parametrize("num_frames", [0, 4, 5, 9, 10, 1500])
@@ -45,3 +46,42 @@ def test_an_embedding_hears_its_context_and_no_further(context):
     changed[:, 25:30] += 1.0  # window 5
     different = (module(frames) != module(changed)).any(-1)[0].nonzero()[:, 0].tolist()
     assert different == list(range(5 - context, 5 + context + 1))
+
+
+def test_with_blocks_an_embedding_hears_the_whole_row():
+    module = adaptor(1, blocks=True)
+    frames = torch.randn(1, 50, 64)
+    changed = frames.clone()
+    changed[:, 25:30] += 1.0
+    assert (module(frames) != module(changed)).any(-1).all()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("context", [0, 2])
+def test_a_ragged_batch_gives_each_row_what_it_gets_alone(context, blocks):
+    """Also where what lies past a row's end is anything but zeros, and where frames are left over."""
+    module, lengths = adaptor(context, blocks), [50, 5, 13, 40]
+    frames = torch.randn(4, 50, 64)
+    together = module(frames, torch.tensor(lengths))
+    for row, length, own in zip(frames, lengths, together, strict=True):
+        alone = module(row[None, : length // 5 * 5])[0]
+        torch.testing.assert_close(own[: length // 5], alone, atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_blocks_that_say_nothing_leave_the_plain_adaptor():
+    """Training starts so: a block adds its output, which is nothing at first."""
+    module = adaptor(2, blocks=True)
+    for block in module.layers:
+        torch.nn.init.zeros_(block.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(block.mlp.down_proj.weight)
+    plain = adaptor(2)
+    plain.load_state_dict({name: x for name, x in module.state_dict().items() if name.startswith("linear")})
+    frames = torch.randn(2, 35, 64)
+    assert module(frames).equal(plain(frames))
+
+
+def test_blocks_of_another_width_than_the_llms_are_refused():
+    with pytest.raises(configs.ConfigError, match="Select the LLM's width, 64"):
+        configs.parse(CONFIG | {"adaptor_blocks": "(2,32,4,96)"})
