@@ -2,6 +2,7 @@
 
     omni train data --output runs/mini --voice hibari --count 14000
     omni train data --output runs/mini --voice hibari --count 12000 --texts heard    # words in other surroundings
+    omni train data --output runs/mini --voice hibari --count 12000 --texts mixed    # sentences for the ear alone
     omni train data --output runs/mini --voice kokoro --count 1500    # at the same time, on another core
 
 The encoder is frozen, so its states are computed once. A shard appears whole or not at all: a run that was killed goes
@@ -15,6 +16,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from tqdm import tqdm
 from omni.audio import mel
 from omni.model import checkpoint, packaged
 from omni.model.encoder import Encoder
-from omni.train import voices
+from omni.train import surroundings, voices
 from omni.train.instructions import Example, examples, heard, open_with
 
 logger = logging.getLogger(__name__)
@@ -129,7 +131,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--voice", default="hibari", help="hibari, joe, kokoro or kokoro/SPEAKER (default: %(default)s)"
     )
     parser.add_argument(
-        "--texts", choices=("asked", "heard"), default="asked", help="questions that are answered, or only heard"
+        "--texts",
+        choices=("asked", "heard", "mixed"),
+        default="asked",
+        help="questions that are answered, or only heard, or sentences of common words in new surroundings",
     )
     parser.add_argument("--count", type=int, default=1000, help="utterances (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -142,6 +147,9 @@ def main(args: argparse.Namespace) -> int:
     write_answers(args.output / "answers.jsonl", train)
     if args.texts == "heard":
         name, chosen = f"{args.voice}-heard", heard()[: args.count]
+    elif args.texts == "mixed":
+        texts = islice(surroundings.make(args.seed, surroundings.common_words()), args.count)
+        name, chosen = f"{args.voice}-mixed{args.seed}", [Example(text, "", "heard", "mixed") for text in texts]
     else:
         name, chosen = args.voice, plan(train, args.voice, args.count, args.seed)
     write_shards(args.output / "speech", load_encoder(), chosen, name, args.seed, voices.make(args.voice))
