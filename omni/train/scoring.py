@@ -28,6 +28,7 @@ class Question:
     accept: tuple[str, ...] = ()  # answers that fit
     fact: str | None = None  # words a fitting answer must contain
     voice: str = ""
+    split: str = ""  # "development": looked at while training; "test": not
 
 
 FITTING = 4.0  # points from which on an answer fits
@@ -74,6 +75,7 @@ def _question(row: dict, folder: Path, answers_known: bool) -> Question:
         tuple(accept),
         manifest.text(row, "fact") if row.get("fact") else None,
         row.get("voice") or "",
+        row.get("split") or "",
     )
 
 

@@ -1,8 +1,8 @@
 """Stage 1: the adaptor and the LLM's low-rank deltas, so that the LLM answers what it hears. The encoder is frozen.
 
-    omni train stage1 --output runs/mini --phase hear --minutes 19
-    omni train stage1 --output runs/mini --phase read --minutes 7
-    omni train stage1 --output runs/mini --phase answer --minutes 26
+    omni train stage1 --output runs/mini --phase hear --minutes 28
+    omni train stage1 --output runs/mini --phase read --minutes 11
+    omni train stage1 --output runs/mini --phase answer --minutes 25
 
 `hear` teaches the adaptor alone: CTC of the question's tokens against the LLM's own token embeddings, centred, so that
 what the adaptor says about speech is already in the LLM's language. `read` teaches the LLM alone the short spoken
@@ -31,19 +31,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from omni.model import packaged
+from omni.model import config, packaged
 from omni.model.adaptor import Adaptor
-from omni.model.config import BlockConfig, OmniConfig, RopeConfig
 from omni.model.prompt import SPEECH, Prompt, Utterance
 from omni.train import scoring, speech
-from omni.train.instructions import DATA, OPENINGS, Example, examples, heard
+from omni.train.instructions import DATA, Example, examples
 from omni.train.scoring import Question
 from omni.train.words import errors
 
 logger = logging.getLogger(__name__)
-ADAPTOR_HIDDEN, ADAPTOR_CONTEXT = 1024, 2  # ±2 windows: 25 frames; what the mini checkpoint's config.json says
+# The adaptor's shape, as the mini checkpoint's config.json says: ±2 windows are 25 frames.
+ADAPTOR_HIDDEN, ADAPTOR_CONTEXT = 1024, 2
+ROPE_THETA, NORM_EPS = 100_000.0, 1e-5  # SmolLM2's, which the adaptor's blocks share
+OTHERS = 2048  # tokens that are not in a batch, of which CTC hears at a step
+MASKS, LONGEST_MASK = 2, 12  # stretches of frames that an utterance loses in training, each up to 0.24 s
 BLANK_SCALE = 3.0  # log of the scale of the cosines at the start
-HEAR_BATCH, READ_BATCH, ANSWER_BATCH = 64, 24, 12
+HEAR_BATCH, READ_BATCH, ANSWER_BATCH = 32, 24, 12
 HEAR_SHARE = 0.5  # of the loss of phase `hear` that goes on in phase `answer`
 KIND_SHARES = {"chitchat": 0.44, "factual": 0.38, "everyday": 0.08, "repeat": 0.10}
 
@@ -114,18 +117,19 @@ def load_deltas(deltas: dict[str, LowRank], file: Path) -> None:
             getattr(delta, part).data.copy_(tensors[f"{name}.{part}"])
 
 
-def adaptor_config(llm_width: int, encoder_width: int) -> OmniConfig:
-    block = BlockConfig(1, llm_width, 1, 1, llm_width, 1, 1e-6, RopeConfig())  # the adaptor reads only the widths
-    return OmniConfig(
-        llm=block,
-        unit_decoder=block,
-        encoder_width=encoder_width,
-        vocab_size=1,
-        tied_embeddings=True,
-        eos_token_ids=(),
-        adaptor_hidden=ADAPTOR_HIDDEN,
-        adaptor_context=ADAPTOR_CONTEXT,
+def new_adaptor(llm_width: int, encoder_width: int, context: int, blocks: str) -> Adaptor:
+    """`blocks` as in config.json, "" for none. Blocks say nothing at first: it starts as the plain adaptor."""
+    described = config.parse(
+        {"hidden_size": llm_width, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
+        | {"vocab_size": 1, "speech_encoder_hidden_size": encoder_width, "speech_projector_hidden": ADAPTOR_HIDDEN}
+        | {"adaptor_context": context, "rope_theta": ROPE_THETA, "rms_norm_eps": NORM_EPS}
+        | ({"adaptor_blocks": blocks} if blocks else {})
     )
+    adaptor = Adaptor(described)
+    for block in adaptor.layers:
+        nn.init.zeros_(block.self_attn.o_proj.weight)
+        nn.init.zeros_(block.mlp.down_proj.weight)
+    return adaptor
 
 
 # ---------------------------------------------------------------- phase `hear`
@@ -150,62 +154,96 @@ class Hearing(nn.Module):
         self.register_buffer("tokens", F.normalize(embeddings[self.token_ids] - mean, dim=-1), persistent=False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, F, D_enc) → log-probabilities (B, T, tokens + 1), and how far the lengths are from an embedding's."""
-        return self.read(self.adaptor(frames).float())
+        """(B, F, D_enc) → logits (B, T, tokens + 1), and how far each length is from an embedding's (B, T, 1)."""
+        return self.logits(self.adaptor(frames).float())
 
-    def read(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from the adaptor's output (B, T, D).
+    def knows(self, tokens: Sequence[int]) -> bool:
+        return all(token in self.class_of for token in tokens)
+
+    def logits(self, embeddings: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same from the adaptor's output (B, T, D), and of some classes only.
 
         The adaptor itself gives mean + what was heard, at an embedding's length: the LLM reads it as it is.
         """
         heard = embeddings - self.mean
         lengths = heard.norm(dim=-1, keepdim=True)
-        classes = torch.cat((self.tokens, F.normalize(self.blank, dim=0)[None]))
+        heard = heard / lengths
         with torch.autocast("cpu", torch.bfloat16):
-            cosines = (heard / lengths) @ classes.T
-        return (cosines.float() * self.log_scale.exp()).log_softmax(-1), (lengths / self.length - 1).pow(2).mean()
+            tokens = heard @ (self.tokens if classes is None else self.tokens[classes]).T
+        blank = heard @ F.normalize(self.blank, dim=0)
+        cosines = torch.cat((tokens.float(), blank[..., None]), dim=-1)
+        return cosines * self.log_scale.exp(), (lengths / self.length - 1).pow(2)
 
     def loss(self, embeddings: Tensor, num_embeddings: Sequence[int], said: Sequence[Sequence[int]]) -> Tensor:
-        """CTC of the tokens that were said, and a pull towards an embedding's length."""
-        log_probs, stretch = self.read(embeddings)
-        targets = [[self.class_of[token] for token in tokens] for tokens in said]
+        """CTC of the tokens that were said, and a pull towards an embedding's length.
+
+        CTC needs the tokens of this batch alone. All the others are one more class, as likely as they are together;
+        where there are more than OTHERS, a new sample of them at each step speaks for all.
+        """
+        lengths = torch.tensor(num_embeddings)
+        present = sorted({self.class_of[token] for tokens in said for token in tokens})
+        absent = torch.ones(len(self.token_ids), dtype=torch.bool)
+        absent[present] = False
+        others = absent.nonzero()[:, 0]
+        sample = others[torch.randperm(len(others))[:OTHERS]]
+        logits, stretch = self.logits(embeddings, torch.cat((sample, torch.tensor(present, dtype=torch.long))))
+        n = len(sample)
+        chosen = [logits[..., n:]]  # the blank is its last
+        if n:
+            chosen.append(logits[..., :n].logsumexp(-1, keepdim=True) + math.log(len(others) / n))
+        place = {each: i for i, each in enumerate(present)}
         ctc = F.ctc_loss(
-            log_probs.transpose(0, 1),
-            torch.tensor([i for each in targets for i in each]),
-            torch.tensor(num_embeddings),
-            torch.tensor([len(each) for each in targets]),
-            blank=len(self.token_ids),
+            torch.cat(chosen, dim=-1).log_softmax(-1).transpose(0, 1),
+            torch.tensor([place[self.class_of[token]] for tokens in said for token in tokens]),
+            lengths,
+            torch.tensor([len(tokens) for tokens in said]),
+            blank=len(present),
             zero_infinity=True,
         )
-        return ctc + 0.3 * stretch
+        inside = torch.arange(logits.shape[1]) < lengths[:, None]
+        return ctc + 0.3 * stretch[inside].mean()
 
 
 def make_hearing(run: "Run") -> Hearing:
-    """Its classes are all tokens of all training questions, however they are begun."""
-    texts = [each.instruction for each in (*examples(0)[0], *heard()) if each.kind != "repeat"]
-    begun = [opening + word for opening in OPENINGS for word in ("what", "What")]
-    texts = [*texts, *begun, *(f" {text}" for text in texts), *(f" {text[0].lower()}{text[1:]}" for text in texts)]
-    token_ids = sorted({token for tokens in run.tokenizer(texts).input_ids for token in tokens})
-    return Hearing(run.adaptor, run.embeddings.weight.float(), token_ids)
+    """Its classes are all tokens of all questions that are there when training starts; a later phase has the same."""
+    path = run.folder / "classes.json"
+    if not path.exists():
+        texts = [each.text for each in run.corpus.spoken]
+        texts += [each.instruction for each in examples(0)[0] if each.kind != "repeat"]
+        tokens = {token for ids in run.tokenizer(texts, add_special_tokens=False).input_ids for token in ids}
+        path.write_text(json.dumps(sorted(tokens)))
+    return Hearing(run.adaptor, run.embeddings.weight.float(), json.loads(path.read_text()))
 
 
-def hear_loss(run: "Run", hearing: Hearing) -> Tensor:
-    batch = run.corpus.draw_spoken(HEAR_BATCH)
+def hear_loss(run: "Run", hearing: Hearing, count: int) -> Tensor:
+    batch = [(each, run.tokens(each.text)) for each in run.corpus.draw_spoken(count)]
+    batch = [(each, tokens) for each, tokens in batch if hearing.knows(tokens)]
+    frames = masked(pad([each.frames for each, _ in batch]))
+    lengths = torch.tensor([len(each.frames) for each, _ in batch])
     with torch.autocast("cpu", torch.bfloat16):
-        embeddings = run.adaptor(F.dropout(pad([said.frames for said in batch]), 0.2))
-    said = [run.tokens(each.text) for each in batch]
-    return hearing.loss(embeddings.float(), [len(each.frames) // 5 for each in batch], said)
+        embeddings = run.adaptor(F.dropout(frames, 0.1), lengths)
+    return hearing.loss(embeddings.float(), (lengths // 5).tolist(), [tokens for _, tokens in batch])
 
 
-def train_hearing(run: "Run") -> None:
+def masked(frames: Tensor) -> Tensor:
+    """(B, F, D) with some stretches of every row silenced: what is missing must be guessed from what surrounds it."""
+    B, F_ = frames.shape[:2]
+    keep = torch.ones(B, F_, dtype=torch.bool)
+    for row in keep:
+        for start, length in zip(torch.randint(F_, (MASKS,)), torch.randint(LONGEST_MASK + 1, (MASKS,)), strict=True):
+            row[start : start + length] = False
+    return frames * keep[..., None]
+
+
+def train_hearing(run: "Run", rate: float) -> None:
     hearing = make_hearing(run)
     with torch.no_grad():
         run.adaptor.linear2.bias.copy_(hearing.mean)
-    optimizer = torch.optim.AdamW(hearing.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(hearing.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     run.resume(optimizer, hearing)
     while run.goes_on():
-        loss = hear_loss(run, hearing)
-        run.step(optimizer, loss, hearing.parameters(), rate=1e-3)
+        loss = hear_loss(run, hearing, HEAR_BATCH)
+        run.step(optimizer, loss, hearing.parameters(), rate)
         if run.time_to_look():
             run.note(heard_wrong=hear_heldout(run, hearing))
             run.save(optimizer, hearing)
@@ -234,7 +272,7 @@ def hear_heldout(run: "Run", hearing: Hearing) -> float:
 def train_reading(run: "Run", deltas: dict[str, LowRank], rate: float) -> None:
     modules = nn.ModuleList(deltas.values())
     trained = low_rank(deltas)
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     run.resume(optimizer, modules)
     while run.goes_on():
         loss = answer_loss(run, run.corpus.draw_to_answer(READ_BATCH, spoken_share=0.0))
@@ -256,13 +294,13 @@ def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_
         {"params": low_rank(deltas), "part": 1.0},
         {"params": list(hearing.parameters()), "part": 0.5},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     modules = nn.ModuleDict({"hearing": hearing, "deltas": nn.ModuleList(deltas.values())})
     trained = [*low_rank(deltas), *hearing.parameters()]
     run.resume(optimizer, modules)
     while run.goes_on():
         loss = answer_loss(run, run.corpus.draw_to_answer(ANSWER_BATCH, spoken_share))
-        run.step(optimizer, loss + HEAR_SHARE * hear_loss(run, hearing), trained, rate)
+        run.step(optimizer, loss + HEAR_SHARE * hear_loss(run, hearing, HEAR_BATCH), trained, rate)
         if run.time_to_look():
             run.save(optimizer, modules)
             run.export(deltas)
@@ -277,7 +315,8 @@ def answer_loss(run: "Run", batch: "Sequence[Asked]") -> Tensor:
     spoken = [said for _, said in batch if said is not None]
     if spoken:
         with torch.autocast("cpu", torch.bfloat16):
-            heard = run.adaptor(pad([said.frames for said in spoken]))
+            lengths = torch.tensor([len(said.frames) for said in spoken])
+            heard = run.adaptor(masked(pad([said.frames for said in spoken])), lengths)
         questions = iter([run.splice(row[: len(said.frames) // 5]) for row, said in zip(heard, spoken, strict=True)])
     rows, labels, where = [], [], []
     for example, said in batch:
@@ -303,8 +342,8 @@ def ask_heldout(run: "Run", every: int = 1, ways: Sequence[str] = ("voice", "tex
         for i, (each, answer) in enumerate(zip(asked, generate(run, prompts), strict=True)):
             fits = scoring.fits(each.question, answer)
             fitting.setdefault(each.question.kind, []).append(fits)
-            if way == "voice" and i % 5 == 0:
-                logger.info("%s %r: %r", "+" if fits else "-", each.question.instruction, answer)
+            if i % 5 == 0 or (way == "text" and not fits):
+                logger.info("%s %s %r: %r", way, "+" if fits else "-", each.question.instruction, answer)
         scores |= {f"{kind}_{way}": sum(good) / len(good) for kind, good in fitting.items()}
     return scores
 
@@ -349,10 +388,12 @@ class Heldout:
 
 
 def read_heldout(manifest: Path) -> list[Heldout]:
+    """The questions for development; those of the test are for `omni evaluate`."""
     encoder = speech.load_encoder()
     return [
         Heldout(question, speech.encode(encoder, soundfile.read(question.audio, dtype="float32")[0]))
         for question in scoring.read_manifest(manifest)
+        if question.split != "test"
     ]
 
 
@@ -363,22 +404,34 @@ class Corpus:
         self.folder, self.draw = folder, np.random.default_rng(seed)
         self.read: set[Path] = set()
         self.spoken: list[speech.Spoken] = []
+        self.order = np.zeros(0, np.int64)
+        self.waiting: list[list[speech.Spoken]] = []
         self.refresh()
         train, _ = examples(0)
         self.written = _by_kind_and_group((each, None) for each in train if each.response)
 
     def refresh(self) -> None:
+        known = len(self.spoken)
         for path in sorted(set(self.folder.glob("*.safetensors")) - self.read):
             self.spoken += speech.read_shard(path)
             self.read.add(path)
+        self.order = self.draw.permutation(np.concatenate((self.order, np.arange(known, len(self.spoken)))))
         self.to_answer = _by_kind_and_group((s.example, s) for s in self.spoken if s.example.response)
 
     def draw_spoken(self, count: int) -> list[speech.Spoken]:
-        """Utterances of similar length, so that little is padding."""
-        pool = [self.spoken[i] for i in self.draw.integers(len(self.spoken), size=8 * count)]
-        pool.sort(key=lambda said: len(said.frames))
-        start = int(self.draw.integers(len(pool) - count + 1))
-        return pool[start : start + count]
+        """Utterances of similar length, so that little is padding. Every one comes once before any comes again."""
+        if not self.waiting:
+            chosen = [self.spoken[i] for i in self._next(min(16 * count, len(self.spoken)))]
+            chosen.sort(key=lambda said: len(said.frames))
+            groups = [chosen[i : i + count] for i in range(0, len(chosen), count)]
+            self.waiting = [groups[i] for i in self.draw.permutation(len(groups))]
+        return self.waiting.pop()
+
+    def _next(self, count: int) -> np.ndarray:
+        if not len(self.order):
+            self.order = self.draw.permutation(len(self.spoken))
+        chosen, self.order = self.order[:count], self.order[count:]
+        return chosen
 
     def draw_to_answer(self, count: int, spoken_share: float) -> "list[Asked]":
         """Questions by kind, then by group (so that no intent's answer becomes everyone's), then at random."""
@@ -508,7 +561,14 @@ class Run:
     def resume(self, optimizer, module: nn.Module) -> None:
         if self.state.exists():
             state = torch.load(self.state, weights_only=True)
-            module.load_state_dict(state["module"])
+            unknown = module.load_state_dict(state["module"], strict=False)
+            assert not unknown.unexpected_keys, unknown
+            assert all(".layers." in name for name in unknown.missing_keys), unknown  # an adaptor may get blocks later
+            known = state["optimizer"]["param_groups"]
+            for group, saved in zip(optimizer.param_groups, known, strict=True):  # new parameters have no moments yet
+                new = len(group["params"]) - len(saved["params"])
+                taken = max(i for each in known for i in each["params"])
+                saved["params"] += range(taken + 1, taken + 1 + new)
             parts = [group.get("part", 1.0) for group in optimizer.param_groups]  # as asked for now, not then
             optimizer.load_state_dict(state["optimizer"])
             for group, part in zip(optimizer.param_groups, parts, strict=True):
@@ -530,10 +590,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, required=True, help="of training, over all starts of this phase")
     parser.add_argument("--look-every", type=float, default=3.0, metavar="MINUTES", help="save and judge (default: 3)")
     parser.add_argument("--rank", type=int, default=32, help="of the LLM's deltas (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=1e-3, help="of the deltas (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument(
         "--spoken-share", type=float, default=0.7, help="of the questions in phase answer (default: %(default)s)"
     )
+    parser.add_argument("--adaptor-context", type=int, default=ADAPTOR_CONTEXT, help="windows on each side")
+    parser.add_argument("--adaptor-blocks", default="", help="such as '(3,576,9,1024)' (default: none)")
+    parser.add_argument("--speech", type=Path, help="folder of the shards (default: the run's speech/)")
     parser.add_argument(
         "--heldout", type=Path, default=DATA / "heldout.jsonl", help="held-out questions (default: the shipped ones)"
     )
@@ -545,8 +608,8 @@ def main(args: argparse.Namespace) -> int:
     dtype = torch.bfloat16
     llm, tokenizer = load_llm(args.output / "llm", dtype)
     deltas = add_deltas(llm, args.rank) if args.phase != "hear" else {}
-    adaptor = Adaptor(adaptor_config(llm.config.hidden_size, 384))
-    corpus = Corpus(args.output / "speech", args.seed)
+    adaptor = new_adaptor(llm.config.hidden_size, 384, args.adaptor_context, args.adaptor_blocks)
+    corpus = Corpus(args.speech or args.output / "speech", args.seed)
     run = Run(
         args.output,
         args.phase,
@@ -560,7 +623,7 @@ def main(args: argparse.Namespace) -> int:
     )
     logger.info("%d utterances, %d held-out questions", len(corpus.spoken), len(run.heldout))
     if args.phase == "hear":
-        train_hearing(run)
+        train_hearing(run, args.rate)
     elif args.phase == "read":
         train_reading(run, deltas, 1.5 * args.rate)
     else:

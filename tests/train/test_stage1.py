@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from omni.model import mini
-from omni.model.adaptor import Adaptor
 from omni.train import speech, stage1
 from omni.train.instructions import Example
 
@@ -45,11 +44,12 @@ def test_new_deltas_change_nothing(llm):
     torch.testing.assert_close(llm(ids).logits, before)
 
 
-def test_an_adaptor_learns_to_hear():
+@pytest.mark.parametrize("blocks", ["", "(1,16,2,24)"])
+def test_an_adaptor_learns_to_hear(blocks):
     """CTC against the embeddings teaches the adaptor which frames mean which token, at an embedding's length."""
     torch.manual_seed(0)
     embeddings = torch.randn(20, 16) + 0.5
-    hearing = stage1.Hearing(Adaptor(stage1.adaptor_config(16, 8)), embeddings, token_ids=[4, 9, 13])
+    hearing = stage1.Hearing(stage1.new_adaptor(16, 8, 2, blocks), embeddings, token_ids=[4, 9, 13])
     sounds = {token: torch.randn(15, 8) for token in (4, 9, 13)}  # three windows of five frames each
     said = [[4, 9], [9, 13], [13, 4]]
     frames = torch.stack([torch.cat([sounds[token] for token in tokens]) for tokens in said])
@@ -63,6 +63,75 @@ def test_an_adaptor_learns_to_hear():
     assert [[hearing.token_ids[i] for i in row.unique_consecutive() if i < 3] for row in heard] == said
     lengths = (hearing.adaptor(frames) - hearing.mean).norm(dim=-1)
     assert lengths.mean().item() == pytest.approx(hearing.length, rel=0.2)
+
+
+def test_ctc_over_the_tokens_of_a_batch_is_ctc_over_all():
+    """All other tokens together are one class: loss and gradients are those of the whole table."""
+    torch.manual_seed(0)
+    hearing = stage1.Hearing(stage1.new_adaptor(16, 8, 0, ""), torch.randn(40, 16), token_ids=range(40))
+    said = [[4, 9, 9], [13]]
+    x = torch.randn(2, 7, 16, requires_grad=True)
+    found = hearing.loss(x, [7, 4], said)
+    (gradient,) = torch.autograd.grad(found, x)
+    logits, stretch = hearing.logits(x)
+    whole = torch.nn.functional.ctc_loss(
+        logits.log_softmax(-1).transpose(0, 1),
+        torch.tensor([4, 9, 9, 13]),
+        torch.tensor([7, 4]),
+        torch.tensor([3, 1]),
+        blank=40,
+    )
+    whole = whole + 0.3 * torch.cat((stretch[0], stretch[1, :4])).mean()
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole, x)[0], atol=1e-5, rtol=1e-3)
+
+
+def test_every_utterance_is_heard_once_before_any_is_heard_again(tmp_path):
+    """New shards join what is still to be heard."""
+    for name, first in (("a", 0), ("b", 8)):
+        some = [
+            speech.Spoken(Example(f"{i}", "", "heard", "heard"), f"{i}", "v", torch.zeros(5 + 5 * (i % 3), 8))
+            for i in range(first, first + 8)
+        ]
+        speech.write_shard(tmp_path / f"{name}.safetensors", some)
+        if name == "a":
+            corpus = stage1.Corpus(tmp_path, seed=0)
+            drawn = [each.text for each in corpus.draw_spoken(2)]
+    corpus.refresh()
+    drawn += [each.text for _ in range(7) for each in corpus.draw_spoken(2)]
+    assert sorted(map(int, drawn)) == list(range(16))
+
+
+def test_masked_frames_are_stretches_of_nothing():
+    torch.manual_seed(0)
+    frames = stage1.masked(torch.ones(50, 100, 3))
+    lost = (frames == 0).all(-1)
+    assert ((frames == 1).all(-1) | lost).all()
+    assert 0 < lost.sum(1).float().mean() <= stage1.MASKS * stage1.LONGEST_MASK
+
+
+def test_an_adaptor_gets_blocks_later(tmp_path):
+    """A phase goes on from a plain adaptor's state: what it has learnt stays, moments too, and blocks join."""
+    torch.manual_seed(0)
+
+    def begin(blocks):
+        hearing = stage1.Hearing(stage1.new_adaptor(16, 8, 1, blocks), torch.randn(20, 16), [4, 9])
+        optimizer = torch.optim.AdamW(hearing.parameters(), lr=1e-3, fused=True)
+        run = stage1.Run.__new__(stage1.Run)
+        run.folder, run.phase, run.adaptor, run.steps, run.seconds = tmp_path, "hear", hearing.adaptor, 1, 1.0
+        return run, hearing, optimizer
+
+    run, plain, optimizer = begin("")
+    frames = torch.randn(2, 20, 8)
+    plain.loss(plain.adaptor(frames), [4, 4], [[4], [9]]).backward()
+    optimizer.step()
+    run.save(optimizer, plain)
+    run, larger, optimizer = begin("(1,16,2,24)")
+    run.resume(optimizer, larger)
+    assert larger.adaptor(frames).allclose(plain.adaptor(frames), atol=1e-6)
+    larger.loss(larger.adaptor(frames), [4, 4], [[4], [9]]).backward()
+    optimizer.step()
+    assert larger.adaptor.layers[0].mlp.down_proj.weight.any()
 
 
 def test_saved_deltas_load_again(llm, tmp_path):
