@@ -32,11 +32,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from omni.model import checkpoint, config, ctc, mini, packaged
+from omni.model.adaptor import Adaptor
 from omni.model.llm import Llama
 from omni.model.unit_decoder import UnitDecoder
-from omni.train import keep
+from omni.train import keep, stage1
 from omni.train.answers import Recordings
 from omni.train.metrics import Metrics
+from omni.train.speech import read_shard
 from omni.train.units import SAMPLES_PER_FRAME, merge
 
 logger = logging.getLogger(__name__)
@@ -92,10 +94,12 @@ def conversations(
 
 
 @torch.inference_mode()
-def answer_states(llm: Llama, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[tuple[Tensor, float]]:
-    """Prompt ids and answer ids (stop token last) → hidden (M, D), and the share of the answer it would choose."""
-    rows = [torch.tensor(prompt + answer[:-1]) for prompt, answer in zip(prompts, answers, strict=True)]
-    hidden = llm(llm.embed(pad_sequence(rows, batch_first=True)))
+def answer_states(
+    llm: Llama, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
+) -> list[tuple[Tensor, float]]:
+    """Prompts (P, D) and answer ids (stop token last) → hidden (M, D), and the share of the answer it would choose."""
+    rows = [torch.cat((p, llm.embed(torch.tensor(answer[:-1])))) for p, answer in zip(prompts, answers, strict=True)]
+    hidden = llm(pad_sequence(rows, batch_first=True))
     found = []
     for state, prompt, answer in zip(hidden, prompts, answers, strict=True):
         state = state[len(prompt) - 1 : len(prompt) - 1 + len(answer)]
@@ -104,23 +108,71 @@ def answer_states(llm: Llama, prompts: Sequence[list[int]], answers: Sequence[li
     return found
 
 
+class Prompts:
+    """A question → the LLM's prompt (P, D): as it was spoken where a shard has it, else as text.
+
+    What the LLM thinks while it answers depends on how it was asked, and it will be asked aloud.
+    """
+
+    def __init__(self, llm: Llama, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        self.llm, self.tokenizer, self.draw = llm, tokenizer, random.Random(seed)
+        self.heard: dict[str, list[Tensor]] = {}
+
+    @torch.inference_mode()
+    def listen(self, folder: Path, adaptor: Adaptor) -> None:
+        for path in sorted(folder.glob("*.safetensors")):
+            for said in read_shard(path):
+                if said.example.response:
+                    self.heard.setdefault(said.example.instruction, []).append(said.frames)
+        self.adaptor = adaptor
+
+    @torch.inference_mode()
+    def __call__(self, instruction: str) -> Tensor:
+        if instruction not in self.heard:
+            return self._embed(f"{USER}{instruction}{ASSISTANT}")
+        frames = self.draw.choice(self.heard[instruction])
+        heard = self.adaptor(frames[None].float())[0]
+        return torch.cat((self._embed(USER), heard.to(self.llm.embed_tokens.weight.dtype), self._embed(ASSISTANT)))
+
+    def _embed(self, text: str) -> Tensor:
+        return self.llm.embed(torch.tensor(self.tokenizer(text).input_ids))
+
+
+def load_adaptor(file: Path) -> Adaptor:
+    """Stage 1's adaptor, in the shape that its weights have."""
+    tensors = {name: x.float() for name, x in load_file(file).items()}
+    llm_width, encoder_width = tensors["linear2.weight"].shape[0], 384
+    context = (tensors["linear1.weight"].shape[1] // (5 * encoder_width) - 1) // 2
+    ups = [x for name, x in tensors.items() if name.endswith("up_proj.weight")]  # one of every block
+    blocks = f"({len(ups)},{llm_width},{llm_width // 64},{len(ups[0])})" if ups else ""
+    adaptor = stage1.new_adaptor(llm_width, encoder_width, context, blocks)
+    adaptor.load_state_dict(tensors)
+    return adaptor.eval()
+
+
 def write_states(args: argparse.Namespace) -> None:
     recordings = Recordings(args.voice)
     llm, tokenizer = load_llm(args.delta, args.llm)
     chosen = conversations(args.answers, recordings, args.per_answer, args.repeat_share, args.seed)
-    prompts = [tokenizer(f"{USER}{instruction}{ASSISTANT}").input_ids for _, instruction in chosen]
+    prompts = Prompts(llm, tokenizer, args.seed)
+    if args.speech:
+        prompts.listen(args.speech, load_adaptor(args.adaptor))
     answers = [tokenizer(f"{recordings.rows[number]['text']}{STOP}").input_ids for number, _ in chosen]
-    order = sorted(range(len(chosen)), key=lambda i: len(prompts[i]) + len(answers[i]))
+    order = sorted(range(len(chosen)), key=lambda i: len(chosen[i][1]) + 4 * len(answers[i]))
     found: dict[int, tuple[Tensor, float]] = {}
     begun = time.monotonic()
     for first in range(0, len(order), 16):
         batch = order[first : first + 16]
-        states = answer_states(llm, [prompts[i] for i in batch], [answers[i] for i in batch])
+        states = answer_states(llm, [prompts(chosen[i][1]) for i in batch], [answers[i] for i in batch])
         found.update(zip(batch, states, strict=True))
         if first % 800 == 0:
             logger.info("%d of %d, %.0f s", first, len(order), time.monotonic() - begun)
+    aloud = sum(instruction in prompts.heard for _, instruction in chosen)
     agreed = np.array([found[i][1] for i in range(len(chosen))], dtype=np.float32)
-    logger.info("%d answers; the LLM would choose %.1f %% of their tokens", len(chosen), 100 * agreed.mean())
+    logger.info(
+        "%d answers, %d asked aloud; the LLM would choose %.1f %% of their tokens",
+        len(chosen), aloud, 100 * agreed.mean(),
+    )  # fmt: skip
     args.output.mkdir(parents=True, exist_ok=True)
     tensors = {
         "hidden": torch.cat([found[i][0] for i in range(len(chosen))]),
@@ -270,6 +322,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     states.add_argument("--answers", type=Path, help="JSON lines with instruction and response")
     states.add_argument("--delta", type=Path, help="stage 1's llm_delta.safetensors; the LLM as packaged unless given")
     parser.add_argument("--llm", type=Path, help="folder of the LLM (default: SmolLM2 as packaged)")
+    states.add_argument("--speech", type=Path, help="shards of spoken questions: ask aloud where one is there")
+    states.add_argument("--adaptor", type=Path, help="stage 1's adaptor.safetensors, to hear them")
     states.add_argument("--per-answer", type=int, default=1, help="instructions for each answer")
     states.add_argument("--repeat-share", type=float, default=1.0, help="of the sentences to repeat")
     train = parser.add_argument_group("train")

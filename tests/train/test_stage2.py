@@ -82,9 +82,33 @@ def test_the_states_are_those_that_predict_each_token():
     settings = config.parse(tiny.CONFIG)
     llm = Llama(settings.llm, settings.vocab_size, settings.tied_embeddings).eval()
     prompts, answers = [[5, 6, 7], [9]], [[1, 2], [3, 4, 8]]
-    found = stage2.answer_states(llm, prompts, answers)
+    found = stage2.answer_states(llm, [llm.embed(torch.tensor(prompt)) for prompt in prompts], answers)
     alone = llm(llm.embed(torch.tensor([[5, 6, 7, 1]])))[0, 2:]
     torch.testing.assert_close(found[0][0].float(), alone, atol=2e-3, rtol=1e-2)
     assert [len(hidden) for hidden, _ in found] == [2, 3]
     chosen = llm.logits(alone).argmax(-1)
     assert found[0][1] == pytest.approx(float((chosen == torch.tensor([1, 2])).float().mean()))
+
+
+def test_a_question_is_asked_aloud_where_a_shard_has_it(tmp_path):
+    from omni.model import config
+    from omni.model.llm import Llama
+    from omni.train import speech, stage1
+    from omni.train.instructions import Example
+
+    settings = config.parse(tiny.CONFIG)
+    llm = Llama(settings.llm, settings.vocab_size, settings.tied_embeddings).eval()
+    adaptor = stage1.new_adaptor(64, 8, 1, "")
+    said = speech.Spoken(Example("Hi", "Hello.", "chitchat", "hi"), "Hi", "v", torch.randn(15, 8).half())
+    speech.write_shard(tmp_path / "v-0000.safetensors", [said])
+    prompts = stage2.Prompts(llm, tiny.byte_tokenizer(), seed=0)
+
+    def embed(text):
+        return llm.embed(torch.tensor(tiny.byte_tokenizer()(text).input_ids))
+
+    begin, written, end = embed(stage2.USER), embed("Hi"), embed(stage2.ASSISTANT)
+    assert prompts("Hi").equal(torch.cat((begin, written, end)))
+    prompts.listen(tmp_path, adaptor)
+    heard = adaptor(said.frames[None].float())[0].detach()
+    assert prompts("Hi").equal(torch.cat((begin, heard, end)))
+    assert prompts("Bye").shape[0] == len(begin) + 3 + len(end)
