@@ -29,7 +29,8 @@ class Adaptor(nn.Module):
         span = (2 * self.context + 1) * self.window * config.encoder_width
         self.linear1 = nn.Linear(span, config.adaptor_hidden)
         self.linear2 = nn.Linear(config.adaptor_hidden, config.llm.width)
-        self.layers = nn.ModuleList(Block(self.blocks) for _ in range(self.blocks.num_layers if self.blocks else 0))
+        blocks = self.blocks
+        self.layers = nn.ModuleList([Block(blocks) for _ in range(blocks.num_layers)] if blocks else [])
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         if lengths is not None:

@@ -126,9 +126,9 @@ def new_adaptor(llm_width: int, encoder_width: int, context: int, blocks: str) -
         | ({"adaptor_blocks": blocks} if blocks else {})
     )
     adaptor = Adaptor(described)
-    for block in adaptor.layers:
-        nn.init.zeros_(block.self_attn.o_proj.weight)
-        nn.init.zeros_(block.mlp.down_proj.weight)
+    for name, weight in adaptor.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.zeros_(weight)
     return adaptor
 
 
