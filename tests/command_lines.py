@@ -6,6 +6,7 @@ import io
 import re
 import shlex
 import subprocess
+import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 from unittest import mock
@@ -54,7 +55,11 @@ def _check_main(module: str, words: list[str]) -> None:
 
     said = io.StringIO()
     try:
-        with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop), redirect_stderr(said):
+        with (
+            mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop),
+            mock.patch.object(sys, "argv", [module, *words]),
+            redirect_stderr(said),
+        ):
             main(words)
     except _Accepted:
         return
