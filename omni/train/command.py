@@ -26,6 +26,8 @@ def module_of(stage: str, words: list[str]) -> str:
     """--shape names a size ("8b"); a unit decoder's shape is in parentheses, and belongs to the mini checkpoint's."""
     after = [value for word, value in itertools.pairwise([*words, ""]) if word == "--shape"]
     after += [word.partition("=")[2] for word in words if word.startswith("--shape=")]
+    if stage == "data" and any(word.split("=")[0] == "--instructions" for word in words):
+        return "omni.train.instruct"  # any texts, made as the paper's were; without it, the mini checkpoint's own
     large = stage in ("stage1", "stage2") and any(not value.startswith("(") for value in after)
     return LARGE if large else STAGES[stage][0]
 
