@@ -1,6 +1,6 @@
-"""Encoder frames → speech embeddings: the published EncoderProjectorConcat, with optional neighbours and blocks.
+"""Encoder frames → speech embeddings: the published EncoderProjectorConcat, and what may be added to it by settings.
 
-Source: ictnlp/LLaMA-Omni, speech_projector.py. Our own checkpoint sets `adaptor_context` and `adaptor_blocks`, see
+Source: ictnlp/LLaMA-Omni, speech_projector.py. Our own checkpoint sets `adaptor_context` and `adaptor_tokens`, see
 docs/mini.md.
 """
 
@@ -17,8 +17,9 @@ class Adaptor(nn.Module):
 
     A rest of F % 5 frames is dropped. With context c a window sees c windows on each side as well (zeros beyond the
     ends): linear1 reads (2c + 1) · 5 frames, in time order. With blocks, every embedding then sees all others of its
-    row. With `lengths`, shorter rows of a batch see only themselves: a row's own embeddings are what it would get alone
-    (embeddings past its length are meaningless).
+    row. With tokens, what comes out are the LLM's own embeddings of the tokens that were heard (see `Tokens`), in
+    order, and silence after them, as many as there would be without. With `lengths`, shorter rows of a batch see only
+    themselves: a row's own embeddings are what it would get alone (embeddings past its length are meaningless).
     """
 
     def __init__(self, config: OmniConfig) -> None:
@@ -31,12 +32,20 @@ class Adaptor(nn.Module):
         self.linear2 = nn.Linear(config.adaptor_hidden, config.llm.width)
         blocks = self.blocks
         self.layers = nn.ModuleList([Block(blocks) for _ in range(blocks.num_layers)] if blocks else [])
+        self.tokens = Tokens(config.adaptor_tokens, config.llm.width) if config.adaptor_tokens else None
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         if lengths is not None:
             lengths = lengths // self.window * self.window
             inside = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
             frames = frames * inside[..., None]
+        x = self.embed(frames, lengths)
+        if self.tokens is None:
+            return x
+        return self.tokens(x, None if lengths is None else lengths // self.window)
+
+    def embed(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """As forward, before tokens are read from it."""
         x = self.linear2(torch.relu(self.linear1(self.windows(frames))))
         if self.blocks is None:
             return x
@@ -67,3 +76,42 @@ class BothWays:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return k, v, self.mask
+
+
+class Tokens(nn.Module):
+    """Embeddings (B, T, D), lengths (B,) or None → (B, T, D): what CTC hears in them, as the LLM's embeddings of it.
+
+    A position hears the token whose embedding, less the mean of all, points most nearly where its own does; or the
+    blank.
+    Repeats and blanks are dropped, and every row is filled up with `table`'s last embedding, which is silence.
+    """
+
+    table: Tensor
+    norms: Tensor
+    mean: Tensor
+    blank: Tensor
+
+    def __init__(self, num_tokens: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(num_tokens + 1, width))
+        self.register_buffer("norms", torch.ones(num_tokens))  # lengths of the table's embeddings less the mean
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("blank", torch.zeros(width))  # of length 1
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        heard = self.classes(x)
+        num_tokens = len(self.norms)
+        if lengths is not None:
+            heard = heard.masked_fill(torch.arange(x.shape[1], device=x.device) >= lengths[:, None], num_tokens)
+        before = torch.nn.functional.pad(heard[:, :-1], (1, 0), value=num_tokens)
+        said = (heard != num_tokens) & (heard != before)
+        out = torch.full_like(heard, num_tokens)  # the table's last row
+        row, _ = said.nonzero(as_tuple=True)
+        out[row, (said.cumsum(1) - 1)[said]] = heard[said]
+        return self.table[out]
+
+    def classes(self, x: Tensor) -> Tensor:
+        """(B, T, D) → which token each position hears (B, T); the number after the last is the blank."""
+        x = x - self.mean
+        cosines = (x @ self.table[:-1].T - (x @ self.mean)[..., None]) / self.norms
+        return torch.cat((cosines, (x @ self.blank)[..., None]), dim=-1).argmax(-1)

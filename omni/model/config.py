@@ -5,6 +5,7 @@ Published keys keep their published meaning and defaults (ictnlp/LLaMA-Omni, con
     speech_input           "padded" (published: always 30 s) or "true-length" (only what was said)
     adaptor_context        neighbouring 5-frame windows the adaptor sees on each side; 0 as published
     adaptor_blocks         "(layers,width,heads,ffn)" of blocks at 10 Hz behind the adaptor; none as published
+    adaptor_tokens         how many tokens the adaptor tells apart and hands on as the LLM's embeddings; 0 as published
     speech_projector_hidden  width of the adaptor's hidden layer; 2048 as published
     prompt_style           "llama_3" (published) or "chatml"
 """
@@ -66,6 +67,7 @@ class OmniConfig:
     adaptor_hidden: int = 2048
     adaptor_context: int = 0
     adaptor_blocks: BlockConfig | None = None
+    adaptor_tokens: int = 0
     speech_input: str = "padded"
     prompt_style: str = "llama_3"
     encoder_file: str | None = None  # a Whisper .pt, where the shards hold no encoder
@@ -120,6 +122,7 @@ def parse(raw: dict) -> OmniConfig:
         frames_per_embedding=raw.get("speech_encoder_ds_rate", 5),
         adaptor_hidden=raw.get("speech_projector_hidden", 2048),
         adaptor_context=raw.get("adaptor_context", 0),
+        adaptor_tokens=raw.get("adaptor_tokens", 0),
         adaptor_blocks=_blocks("adaptor_blocks", raw["adaptor_blocks"], eps, rope) if "adaptor_blocks" in raw else None,
         speech_input=raw.get("speech_input", "padded"),
         prompt_style=raw.get("prompt_style", "llama_3"),

@@ -46,7 +46,7 @@ def assemble(directory: Path, parts: Path, llm_file: Path, whisper_file: Path) -
     encoder = checkpoint.load_whisper(whisper_file)
     trained = {
         ENCODER: encoder.state_dict(),
-        ADAPTOR: load_file(parts / "adaptor.safetensors"),
+        ADAPTOR: with_tokens(load_file(parts / "adaptor.safetensors"), weights["model.embed_tokens.weight"]),
         UNIT_DECODER: load_file(parts / "unit_decoder.safetensors"),
     }
     for prefix, tensors in trained.items():
@@ -59,6 +59,16 @@ def assemble(directory: Path, parts: Path, llm_file: Path, whisper_file: Path) -
     (directory / "vocoder").mkdir()
     for path in (parts / "vocoder" / "config.json", *(parts / "vocoder").glob("g_*")):
         shutil.copy(path, directory / "vocoder")
+
+
+def with_tokens(adaptor: dict[str, Tensor], embeddings: Tensor) -> dict[str, Tensor]:
+    """An adaptor that ships the ids of its tokens → one that holds their embeddings; others stay as they are."""
+    if "tokens.ids" not in adaptor:
+        return adaptor
+    ids, mean = adaptor.pop("tokens.ids").long(), embeddings.float().mean(0)
+    table = embeddings.float()[ids]  # the last id is silence
+    norms = (table[:-1] - mean).norm(dim=-1)
+    return adaptor | {"tokens.table": table, "tokens.norms": norms, "tokens.mean": mean}
 
 
 def merge(weights: dict[str, Tensor], delta_file: Path) -> None:

@@ -85,3 +85,39 @@ def test_blocks_that_say_nothing_leave_the_plain_adaptor():
 def test_blocks_of_another_width_than_the_llms_are_refused():
     with pytest.raises(configs.ConfigError, match="Select the LLM's width, 64"):
         configs.parse(CONFIG | {"adaptor_blocks": "(2,32,4,96)"})
+
+
+def with_tokens(num_tokens: int = 30) -> Adaptor:
+    torch.manual_seed(0)
+    module = Adaptor(replace(configs.parse(CONFIG), adaptor_context=1, adaptor_tokens=num_tokens))
+    tokens = module.tokens
+    tokens.table.copy_(torch.randn(num_tokens + 1, 64) + 0.3)
+    tokens.mean.copy_(tokens.table.mean(0))
+    tokens.norms.copy_((tokens.table[:-1] - tokens.mean).norm(dim=-1))
+    tokens.blank.copy_(torch.nn.functional.normalize(torch.randn(64), dim=0))
+    return module
+
+
+@torch.inference_mode()
+def test_tokens_are_the_nearest_embeddings_without_blanks_and_repeats():
+    """Against the obvious way: cosines with every centred embedding, collapsed one by one."""
+    module = with_tokens()
+    tokens = module.tokens
+    said = [7, 7, 30, 7, 3, 30, 30, 12]  # 30 is the blank
+    directions = torch.cat((tokens.table[:-1] - tokens.mean, tokens.blank[None]))
+    x = tokens.mean + torch.nn.functional.normalize(directions[said], dim=-1) + 0.01 * torch.randn(8, 64)
+    cosines = torch.nn.functional.cosine_similarity((x - tokens.mean)[:, None], directions[None], dim=-1)
+    assert cosines.argmax(-1).tolist() == tokens.classes(x[None])[0].tolist() == said
+    silence = tokens.table[-1]
+    expected = torch.stack([*tokens.table[[7, 7, 3, 12]], silence, silence, silence, silence])
+    assert tokens(x[None])[0].equal(expected)
+
+
+@torch.inference_mode()
+def test_tokens_of_a_ragged_batch_are_those_of_each_row_alone():
+    module, lengths = with_tokens(), [50, 5, 13, 40]
+    frames = torch.randn(4, 50, 64)
+    together = module(frames, torch.tensor(lengths))
+    for row, length, own in zip(frames, lengths, together, strict=True):
+        alone = module(row[None, : length // 5 * 5])[0]
+        assert own[: length // 5].equal(alone)
