@@ -48,6 +48,7 @@ def _from_weights(export: Path, encoder_heads: int, encoder_width: int) -> dict:
     with safe_open(export / "adaptor.safetensors", "pt") as adaptor:
         hidden, span = adaptor.get_slice("linear1.weight").get_shape()
         noted = adaptor.metadata() or {}
+        tokens = adaptor.get_slice("tokens.ids").get_shape()[0] - 1 if "tokens.ids" in adaptor.keys() else 0  # noqa: SIM118
     with safe_open(export / "unit_decoder.safetensors", "pt") as decoder:
         classes, _ = decoder.get_slice("output_proj.weight").get_shape()
         shape = decoder.metadata() or {}
@@ -65,6 +66,7 @@ def _from_weights(export: Path, encoder_heads: int, encoder_width: int) -> dict:
         "speech_projector_hidden": hidden,
         "speech_input": "true-length",
         "adaptor_context": windows // 2,
+        **({"adaptor_tokens": tokens} if tokens else {}),
         **({"adaptor_blocks": noted["adaptor_blocks"]} if noted.get("adaptor_blocks") else {}),
         "speech_generator_type": "ctc",
         "ctc_decoder_config": shape["ctc_decoder_config"],

@@ -117,12 +117,12 @@ def load_deltas(deltas: dict[str, LowRank], file: Path) -> None:
             getattr(delta, part).data.copy_(tensors[f"{name}.{part}"])
 
 
-def new_adaptor(llm_width: int, encoder_width: int, context: int, blocks: str) -> Adaptor:
+def new_adaptor(llm_width: int, encoder_width: int, context: int, blocks: str, tokens: int = 0) -> Adaptor:
     """`blocks` as in config.json, "" for none. Blocks say nothing at first: it starts as the plain adaptor."""
     described = config.parse(
         {"hidden_size": llm_width, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
         | {"vocab_size": 1, "speech_encoder_hidden_size": encoder_width, "speech_projector_hidden": ADAPTOR_HIDDEN}
-        | {"adaptor_context": context, "rope_theta": ROPE_THETA, "rms_norm_eps": NORM_EPS}
+        | {"adaptor_tokens": tokens, "adaptor_context": context, "rope_theta": ROPE_THETA, "rms_norm_eps": NORM_EPS}
         | ({"adaptor_blocks": blocks} if blocks else {})
     )
     adaptor = Adaptor(described)
@@ -235,7 +235,7 @@ def masked(frames: Tensor) -> Tensor:
     return frames * keep[..., None]
 
 
-def train_hearing(run: "Run", rate: float) -> None:
+def train_hearing(run: "Run", rate: float, tokens: bool = False) -> None:
     hearing = make_hearing(run)
     with torch.no_grad():
         run.adaptor.linear2.bias.copy_(hearing.mean)
@@ -249,6 +249,18 @@ def train_hearing(run: "Run", rate: float) -> None:
             run.save(optimizer, hearing)
     run.note(heard_wrong=hear_heldout(run, hearing))
     run.save(optimizer, hearing)
+    if tokens:
+        export_tokens(run, hearing)
+
+
+def export_tokens(run: "Run", hearing: Hearing) -> None:
+    """The adaptor that hands on the tokens it hears: its weights, the blank, and the tokens' ids, silence last."""
+    folder = run.folder / "export"
+    folder.mkdir(exist_ok=True)
+    tensors = {name: x.half() for name, x in run.adaptor.state_dict().items()}
+    tensors["tokens.ids"] = torch.tensor([*hearing.token_ids, run.tokens(" ")[0]], dtype=torch.int32)
+    tensors["tokens.blank"] = F.normalize(hearing.blank.detach(), dim=0).half()
+    save_file(tensors, folder / "adaptor.safetensors")
 
 
 @torch.inference_mode()
@@ -596,6 +608,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adaptor-context", type=int, default=ADAPTOR_CONTEXT, help="windows on each side")
     parser.add_argument("--adaptor-blocks", default="", help="such as '(3,576,9,1024)' (default: none)")
+    parser.add_argument(
+        "--tokens", action="store_true", help="phase hear ends by exporting an adaptor that hands on what it hears"
+    )
     parser.add_argument("--speech", type=Path, help="folder of the shards (default: the run's speech/)")
     parser.add_argument(
         "--heldout", type=Path, default=DATA / "heldout.jsonl", help="held-out questions (default: the shipped ones)"
@@ -623,7 +638,7 @@ def main(args: argparse.Namespace) -> int:
     )
     logger.info("%d utterances, %d held-out questions", len(corpus.spoken), len(run.heldout))
     if args.phase == "hear":
-        train_hearing(run, args.rate)
+        train_hearing(run, args.rate, args.tokens)
     elif args.phase == "read":
         train_reading(run, deltas, 1.5 * args.rate)
     else:

@@ -138,14 +138,15 @@ class Prompts:
         return self.llm.embed(torch.tensor(self.tokenizer(text).input_ids))
 
 
-def load_adaptor(file: Path) -> Adaptor:
-    """Stage 1's adaptor, in the shape that its weights have."""
-    tensors = {name: x.float() for name, x in load_file(file).items()}
+def load_adaptor(file: Path, embeddings: Tensor) -> Adaptor:
+    """Stage 1's adaptor, in the shape that its weights have. `embeddings` are the LLM's."""
+    tensors = {name: x.float() for name, x in mini.with_tokens(load_file(file), embeddings).items()}
     llm_width, encoder_width = tensors["linear2.weight"].shape[0], 384
     context = (tensors["linear1.weight"].shape[1] // (5 * encoder_width) - 1) // 2
     ups = [x for name, x in tensors.items() if name.endswith("up_proj.weight")]  # one of every block
     blocks = f"({len(ups)},{llm_width},{llm_width // 64},{len(ups[0])})" if ups else ""
-    adaptor = stage1.new_adaptor(llm_width, encoder_width, context, blocks)
+    num_tokens = len(tensors.get("tokens.norms", ()))
+    adaptor = stage1.new_adaptor(llm_width, encoder_width, context, blocks, num_tokens)
     adaptor.load_state_dict(tensors)
     return adaptor.eval()
 
@@ -156,7 +157,7 @@ def write_states(args: argparse.Namespace) -> None:
     chosen = conversations(args.answers, recordings, args.per_answer, args.repeat_share, args.seed)
     prompts = Prompts(llm, tokenizer, args.seed)
     if args.speech:
-        prompts.listen(args.speech, load_adaptor(args.adaptor))
+        prompts.listen(args.speech, load_adaptor(args.adaptor, llm.embed_tokens.weight))
     answers = [tokenizer(f"{recordings.rows[number]['text']}{STOP}").input_ids for number, _ in chosen]
     order = sorted(range(len(chosen)), key=lambda i: len(chosen[i][1]) + 4 * len(answers[i]))
     found: dict[int, tuple[Tensor, float]] = {}

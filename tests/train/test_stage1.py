@@ -200,3 +200,22 @@ def test_batches_draw_kinds_evenly_by_group(tmp_path):
     drawn = [example for _ in range(20) for example, _ in corpus.draw_to_answer(20, spoken_share=1.0)]
     share = sum(each.group == "one" for each in drawn) / sum(each.group in ("one", "many") for each in drawn)
     assert 0.04 < share < 0.2  # by number 0.01, by group 0.5, by the root of the number 0.09
+
+
+def test_an_exported_adaptor_hands_on_the_tokens_it_hears(tmp_path):
+    """Through the file that ships: what comes out are the embeddings of what phase `hear` hears, then silence."""
+    from omni.train.stage2 import load_adaptor
+
+    torch.manual_seed(0)
+    embeddings = torch.randn(20, 64)
+    hearing = stage1.Hearing(stage1.new_adaptor(64, 384, 1, ""), embeddings, token_ids=[4, 9, 13])
+    torch.nn.init.normal_(hearing.adaptor.linear2.weight)
+    run = stage1.Run.__new__(stage1.Run)
+    run.folder, run.adaptor, run.tokens = tmp_path, hearing.adaptor, lambda text: [17]
+    stage1.export_tokens(run, hearing)
+    frames = torch.randn(1, 100, 384)
+    exported = load_adaptor(tmp_path / "export/adaptor.safetensors", embeddings)(frames)[0]
+    best = hearing(frames)[0][0].argmax(-1).unique_consecutive()
+    heard = [hearing.token_ids[i] for i in best.tolist() if i < 3]
+    assert heard
+    assert exported.equal(embeddings[[*heard, *[17] * (20 - len(heard))]])
