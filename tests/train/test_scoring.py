@@ -71,7 +71,7 @@ def test_a_manifest_is_read_with_audio_beside_it(tmp_path):
         ("", "holds no usable rows"),
         ("{", "line 1"),
         ('{"id": "a"}', "line 1: audio is missing"),
-        (line() + "\n" + line(audio="gone.wav"), "line 2: .*gone.wav is not there"),
+        (line() + "\n" + line(id="b", audio="gone.wav"), "line 2: .*gone.wav is not there"),
         (line(accept=[]), "neither accept nor fact"),
     ],
     ids=["no file", "empty", "no json", "missing key", "missing audio", "nothing fits"],
