@@ -44,6 +44,7 @@ class Answering:
         config: ServeConfig,
         room: Callable[[], Awaitable[None]],
         bytes_in: int = 0,
+        prefer: str = "",
     ) -> None:
         self.asker = Asker()
         self.asker.bytes_in = bytes_in
@@ -56,7 +57,7 @@ class Answering:
         self._listener, self._registry, self._room = listener, registry, room
         self._reader_deadline = config.client_deadline
         self._released, self._reported = asyncio.Event(), asyncio.Event()
-        answer = self.live.answer(messages, sampling, audio=spoken, config=config)
+        answer = self.live.answer(messages, sampling, audio=spoken, config=config, prefer=prefer)
         self._task = asyncio.create_task(self._run(answer), name=f"answer {self.live.turn_id}")
 
     def release(self) -> None:
@@ -75,6 +76,11 @@ class Answering:
         """The listener has heard so many seconds of it."""
         self.playback.report(played)
         self._reported.set()
+
+    @property
+    def worker(self) -> str:
+        """The model worker that answers; "" before one does."""
+        return "" if self.live.turn is None else self.live.turn.ledger.worker
 
     @property
     def has_failed(self) -> bool:

@@ -60,7 +60,7 @@ def make_app(
         max_seconds=config.max_audio_seconds, max_bytes=config.max_upload_bytes, num_threads=config.upload_threads
     )
 
-    realtime = Realtime(registry, api_key)
+    realtime = Realtime(registry, sessions, api_key)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
 """One live conversation: client events in, server events out, answers begun, held back, released and interrupted.
 
-    dialogue = Dialogue(registry, hearing, post=socket.post, withdraw=socket.withdraw, room=socket.room)
-    dialogue.open()                          # session.created
+    dialogue = Dialogue(registry, hearing, sessions, post=socket.post, withdraw=socket.withdraw, room=socket.room)
+    await dialogue.open()                    # session.created, and the token that resumes the session
     await dialogue.hear(message)             # str: an event; bytes: audio. What is wrong with it becomes an error event
     await dialogue.close("The client left.") # every answer has given back what it held
 
@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from pydantic import ValidationError
+
 from omni.audio.resample import Resampler
 from omni.audio.vad import WINDOW, VoiceActivity
 from omni.audio.wav import SAMPLE_RATE, SILENCE, from_pcm16
@@ -31,10 +33,12 @@ from omni.serve.conversation import Conversation, Item, new_id
 from omni.serve.errors import BadAudio, BadRequest, Cancelled, Draining, OmniError, RateLimited
 from omni.serve.hearing import Hearing
 from omni.serve.input_buffer import SAMPLE_BYTES, InputBuffer
+from omni.serve.keeper import Keeper
 from omni.serve.protocol import AudioDelta, Done, Failed, TextDelta
 from omni.serve.realtime_response import Outgoing, Response
 from omni.serve.realtime_settings import Settings
 from omni.serve.registry import RETRY_SECONDS, Registry, failure
+from omni.serve.sessions import Session, Sessions
 from omni.serve.turn_taking import Paused, Resumed, Signal, Started, Stopped, TurnTaking
 from omni.serve.turns_api import new_seed
 from omni.serve.uploads import from_base64, to_base64
@@ -42,6 +46,13 @@ from omni.serve.window import Window
 
 logger = logging.getLogger(__name__)
 
+CHANGES = {  # what is kept of a session is new whenever one of these is said
+    "session.updated",
+    "conversation.item.done",
+    "conversation.item.deleted",
+    "conversation.item.truncated",
+    "response.done",
+}
 LEAST_AUDIO = 0.1  # seconds; less is no question
 FASTEST = 1.25  # seconds of sound a second, once the burst is used up
 
@@ -59,18 +70,20 @@ class Dialogue:
         self,
         registry: Registry,
         hearing: Hearing,
+        sessions: Sessions,
         *,
         post: Callable[..., None],
         withdraw: Callable[[Any], float],
         room: Callable[[], Awaitable[None]],
     ) -> None:
-        self.id = f"sess_{uuid.uuid4().hex[:24]}"
         self.registry, self.config = registry, registry.config
         self.settings = Settings()
-        self.conversation = Conversation(Window.of(registry.config))
+        self.conversation = Conversation(Window.of(registry.config))  # the session's, once it is open
         self.left = False  # a draining controller has nothing left to say here
         self._draining = False
         self._when_leaving: Callable[[], None] = lambda: None
+        self._sessions = sessions
+        self._keeper: Keeper | None = None
         self._hearing, self._post, self._withdraw, self._room = hearing, post, withdraw, room
         self._conversation_id = f"conv_{uuid.uuid4().hex[:24]}"
         self._num_events = self._num_responses = 0
@@ -91,8 +104,21 @@ class Dialogue:
 
     # --- the outside --------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
+    async def open(self) -> None:
+        session, token = await self._sessions.open()
+        self._adopt(session)
         self._say("session.created", session=self._shown_session())
+        self._tell_token(token)
+
+    @property
+    def session(self) -> Session:
+        assert self._keeper is not None, "the dialogue is open"
+        return self._keeper.session
+
+    @property
+    def is_taken(self) -> bool:
+        """Another socket has resumed the session."""
+        return self._keeper is not None and self._keeper.is_taken
 
     async def hear(self, message: str | bytes) -> None:
         """One message of the client. What the client did wrong is said, not raised."""
@@ -128,6 +154,9 @@ class Dialogue:
             answering.stop(Cancelled(reason))
         for answering in list(self._running):
             await answering.ended()
+        if self._keeper is not None:
+            self._remember_the_last_answer()
+            await self._keeper.close()
 
     # --- client events ------------------------------------------------------------------------------------------------
 
@@ -157,6 +186,8 @@ class Dialogue:
                 self._delete(event.item_id)
             case events.ItemTruncate():
                 self._truncate(event.item_id, event.audio_end_ms)
+            case events.SessionResume():
+                await self._resume(event.session_id, event.token)
             case events.Playback():
                 self._playback(event.item_id, event.played_ms)
             case _:
@@ -165,6 +196,9 @@ class Dialogue:
     def _update(self, given: dict[str, Any]) -> None:
         settings = self.settings.updated(given)
         settings.check(self.config)
+        self._change_settings(settings)
+
+    def _change_settings(self, settings: Settings) -> None:
         before, self.settings = self.settings, settings
         self._version += 1
         if settings.rate_in != before.rate_in:
@@ -176,6 +210,52 @@ class Dialogue:
         elif self._taking is not None:
             self._taking.settings = settings.taking(self.config.pause_ms)
         self._say("session.updated", session=self._shown_session())
+
+    # --- the session, beyond this socket ------------------------------------------------------------------------------
+
+    async def _resume(self, session_id: str, token: str) -> None:
+        """Go on with an earlier socket's session, in the place of the new one."""
+        if self.conversation.items or self._running or self._buffer.end:
+            raise BadRequest("A session is resumed before anything is said.", code="session_in_use")
+        session, new_token = await self._sessions.resume(session_id, token)
+        assert self._keeper is not None, "the dialogue is open"
+        await self._keeper.discard()
+        self._adopt(session)
+        try:
+            settings = Settings.model_validate(session.settings)
+            settings.check(self.config)
+        except (ValidationError, BadRequest):  # of another version, or of a controller with other limits
+            settings = Settings()
+        self._change_settings(settings)
+        for item in self.conversation:
+            self._tell_item(item)
+        self._tell_token(new_token)
+
+    def _adopt(self, session: Session) -> None:
+        self.conversation = session.conversation
+        self._keeper = Keeper(self._sessions, session, taken=lambda: self._when_leaving())
+
+    def _tell_token(self, token: str) -> None:
+        expires = int(self._sessions.expiry)
+        self._say("omni.session.token", session_id=self.session.id, token=token, expires_in=expires)
+
+    def _remember_the_last_answer(self) -> None:
+        """The socket is closed: of an answer that was under way, or still played, what was heard stays."""
+        answering, response = self._answering, self._response
+        if answering is not None and response is not None:
+            self._silence()
+            samples = int(answering.heard_seconds * SAMPLE_RATE)
+            self.conversation.end_answer(response.item.id, answering.alignment(), samples, completed=False)
+            if not response.has_item:  # nothing was said: nothing to remember
+                self.conversation.delete(response.item.id)
+        else:
+            self._remember_what_was_heard()
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._keeper is not None:
+            self._keeper.session.settings = self.settings.model_dump()
+            self._keeper.changed()
 
     # --- items --------------------------------------------------------------------------------------------------------
 
@@ -438,15 +518,19 @@ class Dialogue:
             config=dataclasses.replace(self.config, first_chunk=first, chunk=largest),
             room=self._room,
             bytes_in=bytes_in,
+            prefer=self.session.worker,
         )
         self._running.add(answering)
         answering.when_ended(self._running.discard)
         return answering
 
     def _make_room(self, pending: tuple[Item, ...] = ()) -> None:
-        for item in self.conversation.make_room(pending):
+        leaving = [item.id for item in self.conversation.make_room(pending)]
+        for item_id in leaving:
             self._version += 1
-            self._say("conversation.item.deleted", item_id=item.id)
+            self._say("conversation.item.deleted", item_id=item_id)
+        if leaving:
+            self._say("omni.conversation.window", left=leaving, kept=len(self.conversation.items))
 
     def _guess_the_end(self, sample: int) -> None:
         """Somebody pauses: begin an answer to what was said so far."""
@@ -553,6 +637,7 @@ class Dialogue:
         if not response.has_item:  # nothing was said: nothing to remember
             self.conversation.delete(response.item.id)
         self._version += 1
+        self.session.worker = answering.worker or self.session.worker
         timing = answering.timing()
         self._send(response.end(status, previous, reason, failed, answering.usage(), timing))
         self._leave_if_done()
@@ -563,6 +648,8 @@ class Dialogue:
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
         self._num_events += 1
+        if kind in CHANGES:
+            self._changed()
         return events.server_event(kind, f"event_{self._num_events}", **fields)
 
     def _say(self, kind: str, **fields: Any) -> None:
@@ -583,7 +670,7 @@ class Dialogue:
         self._say("rate_limits.updated", rate_limits=[requests])
 
     def _shown_session(self) -> dict[str, Any]:
-        return self.settings.shown(self.config) | {"id": self.id}
+        return self.settings.shown(self.config) | {"id": self.session.id}
 
     def _leave_if_done(self) -> None:
         if self._draining and self._answering is None and not self.left:

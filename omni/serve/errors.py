@@ -6,6 +6,7 @@
     ├── Unauthorized          401  the key is missing or wrong
     ├── Forbidden             403  a page of an origin that may not connect
     ├── UploadTooSlow         408  the question did not arrive in time
+    ├── SessionTaken          409  another connection has resumed this session
     ├── TooLarge              413  a limit of the request was passed
     ├── UnknownModel          404
     ├── NotResumable          404  no session is kept that this token resumes
@@ -63,6 +64,10 @@ class Forbidden(OmniError):
 
 class UploadTooSlow(OmniError):
     status, code = 408, "upload_too_slow"
+
+
+class SessionTaken(OmniError):
+    status, code = 409, "session_taken"
 
 
 class TooLarge(OmniError):

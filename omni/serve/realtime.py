@@ -1,6 +1,6 @@
 """WS /v1/realtime: OpenAI's Realtime protocol over one socket a conversation. docs/protocol.md has its events.
 
-    realtime = Realtime(registry, api_key)
+    realtime = Realtime(registry, sessions, api_key)
     app.router.routes.append(WebSocketRoute("/v1/realtime", realtime))
 
 Knows who may connect, and why and how a socket closes; what is said on it, dialogue.py knows.
@@ -17,10 +17,21 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
 from omni.serve.dialogue import Dialogue
-from omni.serve.errors import Busy, DeadlineExceeded, Draining, Forbidden, OmniError, Unauthorized, UnknownModel
+from omni.serve.errors import (
+    Busy,
+    DeadlineExceeded,
+    Draining,
+    Forbidden,
+    OmniError,
+    SessionTaken,
+    StoreLost,
+    Unauthorized,
+    UnknownModel,
+)
 from omni.serve.hearing import Hearing
 from omni.serve.live_socket import LiveSocket, deny
 from omni.serve.registry import RETRY_SECONDS, Registry, failure
+from omni.serve.sessions import Sessions
 from omni.serve.surface import error_body, error_headers
 
 logger = logging.getLogger(__name__)
@@ -28,14 +39,14 @@ logger = logging.getLogger(__name__)
 SUBPROTOCOL = "realtime"
 KEY_SUBPROTOCOL = "openai-insecure-api-key."  # how a browser, which sends no header of its own, sends the key
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LEFT, TOO_LONG, OUR_MISTAKE, RESTART, TRY_LATER = 1000, 1008, 1011, 1012, 1013  # as RFC 6455 has them
+LEFT, AGAINST_THE_RULES, OUR_MISTAKE, RESTART, TRY_LATER = 1000, 1008, 1011, 1012, 1013  # as RFC 6455 has them
 
 
 class Realtime:
     """An ASGI application for one route. One for all sockets of a controller."""
 
-    def __init__(self, registry: Registry, api_key: str | None = None) -> None:
-        self.registry, self.config = registry, registry.config
+    def __init__(self, registry: Registry, sessions: Sessions, api_key: str | None = None) -> None:
+        self.registry, self.sessions, self.config = registry, sessions, registry.config
         self.hearing = Hearing()
         self._api_key = api_key
         self._origins = {each.strip().rstrip("/") for each in self.config.allowed_origins.split(",") if each.strip()}
@@ -95,11 +106,13 @@ class Realtime:
     # --- one conversation ---------------------------------------------------------------------------------------------
 
     async def _converse(self, socket: LiveSocket) -> None:
-        dialogue = Dialogue(self.registry, self.hearing, post=socket.post, withdraw=socket.withdraw, room=socket.room)
+        dialogue = Dialogue(
+            self.registry, self.hearing, self.sessions, post=socket.post, withdraw=socket.withdraw, room=socket.room
+        )
         code, reason = LEFT, ""
         try:
             with self._place(dialogue):
-                dialogue.open()
+                await dialogue.open()
                 reason = await self._talk(socket, dialogue)
         except Exception as exc:
             code, reason = _code_of(exc), failure(exc).code
@@ -137,6 +150,8 @@ class Realtime:
                     await socket.room()  # who does not read is not listened to
                     await dialogue.hear(message)
         except TimeoutError:
+            if dialogue.is_taken:
+                raise SessionTaken("Another connection has resumed this session.") from None
             if dialogue.left:
                 raise Draining("This controller is shutting down: connect again.", retry_after=RETRY_SECONDS) from None
             if loop.time() >= end:
@@ -146,5 +161,11 @@ class Realtime:
 
 
 def _code_of(exc: Exception) -> int:
-    codes: dict[type[Exception], int] = {Busy: TRY_LATER, Draining: RESTART, DeadlineExceeded: TOO_LONG}
+    codes: dict[type[Exception], int] = {
+        Busy: TRY_LATER,
+        StoreLost: TRY_LATER,
+        Draining: RESTART,
+        DeadlineExceeded: AGAINST_THE_RULES,
+        SessionTaken: AGAINST_THE_RULES,
+    }
     return codes.get(type(exc), OUR_MISTAKE)

@@ -95,6 +95,11 @@ class Playback(ClientEvent):
     played_ms: float = Field(ge=0)
 
 
+class SessionResume(ClientEvent):
+    session_id: str
+    token: str = Field(repr=False)
+
+
 CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "session.update": SessionUpdate,
     "input_audio_buffer.append": Append,
@@ -108,6 +113,7 @@ CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "response.cancel": ResponseCancel,
     "output_audio_buffer.clear": OutputClear,
     "omni.playback": Playback,
+    "omni.session.resume": SessionResume,
 }
 
 SERVER_EVENTS = {
@@ -123,6 +129,7 @@ SERVER_EVENTS = {
     "response.output_text.delta", "response.output_text.done",
     "response.content_part.done", "response.output_item.done", "response.done",
     "rate_limits.updated", "error",
+    "omni.session.token", "omni.conversation.window",
 }  # fmt: skip
 
 

@@ -19,6 +19,12 @@ RETRIES = 3
 RETRY_AFTER = 1.0
 PART = "part:"
 
+CREATE = """
+if redis.call('HSETNX', KEYS[1], 'owner', ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'head', '')
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
 WRITE = """
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'head', ARGV[3])
@@ -47,16 +53,12 @@ class RedisStore:
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
             retry_on_error=[ConnectionError, TimeoutError],
         )
-        self._write, self._take, self._delete = map(self._redis.register_script, (WRITE, TAKE, DELETE))
+        scripts = map(self._redis.register_script, (CREATE, WRITE, TAKE, DELETE))
+        self._create, self._write, self._take, self._delete = scripts
 
-    async def create(self, session_id: str, owner: str, lifetime: float) -> None:
-        async def work() -> None:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(_key(session_id), mapping={"owner": owner, "head": b""})
-                pipe.pexpire(_key(session_id), _milliseconds(lifetime))
-                await pipe.execute()
-
-        await _translated(work())
+    async def create(self, session_id: str, owner: str, lifetime: float) -> bool:
+        words: list[str | bytes | int] = [owner, _milliseconds(lifetime)]
+        return bool(await _translated(self._create(keys=[_key(session_id)], args=words)))
 
     async def write(self, session_id: str, owner: str, change: Change, lifetime: float) -> bool:
         words: list[str | bytes | int] = [owner, _milliseconds(lifetime), change.head, len(change.parts)]

@@ -2,7 +2,7 @@
 
     session, token = await sessions.open(settings)
     ...                                                    # session.conversation changes
-    kept = await sessions.save(session)                    # False: it was resumed elsewhere, or forgotten
+    kept = await sessions.save(session)                    # False: it was resumed elsewhere
     session, token = await sessions.resume(session_id, token)      # raises NotResumable
 
 A token is random, bound to its session, good for one resumption, and kept here only as a digest.
@@ -42,29 +42,38 @@ class Session:
 
 class Sessions:
     def __init__(self, config: ServeConfig, store: Store) -> None:
+        self.expiry = config.session_expiry  # seconds
         self._config, self._store = config, store
 
     async def open(self, settings: Mapping[str, Any] | None = None) -> tuple[Session, str]:
         """A new session, and the token that resumes it."""
         session = Session(f"sess_{secrets.token_hex(12)}", self._conversation(()), dict(settings or {}))
         token = self._new_token(session)
-        await self._store.create(session.id, session.owner, self._config.session_expiry)
+        await self._store.create(session.id, session.owner, self.expiry)
         return session, token
 
     async def save(self, session: Session) -> bool:
-        """Keep what is new. False: the session is no longer ours; somebody resumed it, or it had to go."""
+        """Keep what is new. False: the session is no longer ours; somebody resumed it."""
         async with session.lock:
-            heads = {item.id: _item_head(item) for item in session.conversation}
-            changed = [item for item in session.conversation if session.saved.get(item.id) != heads[item.id]]
-            change = Change(
-                self._head(session),
-                {item.id: _pack(heads[item.id], item.pcm16 or b"") for item in changed},
-                [item_id for item_id in session.saved if item_id not in heads],
-            )
-            kept = await self._store.write(session.id, session.owner, change, self._config.session_expiry)
-            if kept:
-                session.saved = heads
-            return kept
+            if await self._write(session):
+                return True
+            if not await self._store.create(session.id, session.owner, self.expiry):
+                return False
+            session.saved = {}  # it had expired, or had to go for others: all of it, again
+            return await self._write(session)
+
+    async def _write(self, session: Session) -> bool:
+        heads = {item.id: _item_head(item) for item in session.conversation}
+        changed = [item for item in session.conversation if session.saved.get(item.id) != heads[item.id]]
+        change = Change(
+            self._head(session),
+            {item.id: _pack(heads[item.id], item.pcm16 or b"") for item in changed},
+            [item_id for item_id in session.saved if item_id not in heads],
+        )
+        kept = await self._store.write(session.id, session.owner, change, self.expiry)
+        if kept:
+            session.saved = heads
+        return kept
 
     async def resume(self, session_id: str, token: str) -> tuple[Session, str]:
         """The session as it was saved last, and the token that resumes it next time; this one is spent."""
@@ -73,23 +82,12 @@ class Sessions:
         session = Session(session_id, self._conversation(()))
         new_token = self._new_token(session)
         record = await self._store.take(
-            session_id, _digest(session_id, token), session.owner, self._config.session_expiry
+            session_id, _digest(session_id, token), session.owner, self.expiry
         )
         if record is None:
             raise _not_resumable()
         self._restore(session, record)
         return session, new_token
-
-    async def renew(self, session: Session) -> str | None:
-        """Another token in the place of the one that the client has. None: the session is no longer ours."""
-        async with session.lock:
-            before = session.owner
-            token = self._new_token(session)
-            taken = await self._store.take(session.id, before, session.owner, self._config.session_expiry)
-            if taken is None:
-                session.owner = before
-                return None
-            return token
 
     async def forget(self, session: Session) -> None:
         await self._store.delete(session.id, session.owner)

@@ -42,13 +42,13 @@ class SqliteStore:
             self._thread.shutdown()
             raise StoreError(f"--store {path} cannot be used: {exc}.") from exc
 
-    async def create(self, session_id: str, owner: str, lifetime: float) -> None:
-        def work() -> None:
-            self._make_room(1, "")
+    async def create(self, session_id: str, owner: str, lifetime: float) -> bool:
+        def work() -> bool:
+            self._make_room(1, session_id)
             row = (session_id, owner, *self._times(lifetime), b"")
-            self._db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", row)
+            return self._db.execute("INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?)", row).rowcount == 1
 
-        await self._do(work)
+        return await self._do(work)
 
     async def write(self, session_id: str, owner: str, change: Change, lifetime: float) -> bool:
         def work() -> bool:

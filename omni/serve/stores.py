@@ -46,8 +46,8 @@ class Record:
 class Store(Protocol):
     """Lifetimes are in seconds from now; every write begins them anew."""
 
-    async def create(self, session_id: str, owner: str, lifetime: float) -> None:
-        """A new, empty session. Where there are too many, those that were idle for longest go."""
+    async def create(self, session_id: str, owner: str, lifetime: float) -> bool:
+        """A new, empty session; False where there is one. Where there are too many, those idle for longest go."""
         ...
 
     async def write(self, session_id: str, owner: str, change: Change, lifetime: float) -> bool:
@@ -101,9 +101,12 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    async def create(self, session_id: str, owner: str, lifetime: float) -> None:
-        self._make_room(1, 0)
+    async def create(self, session_id: str, owner: str, lifetime: float) -> bool:
+        self._make_room(1, 0, but=session_id)
+        if session_id in self._kept:
+            return False
         self._kept[session_id] = _Kept(owner, self._clock() + lifetime)
+        return True
 
     async def write(self, session_id: str, owner: str, change: Change, lifetime: float) -> bool:
         kept = self._find(session_id, owner)

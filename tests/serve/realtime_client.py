@@ -18,6 +18,7 @@ import websockets
 class RealtimeClient:
     def __init__(self, connection: websockets.ClientConnection) -> None:
         self.connection = connection
+        self.token: dict[str, Any] = {}  # omni.session.token, which every session begins with
         self.heard: list[dict[str, Any]] = []  # in their order; a binary frame is {"type": "frame", "data": bytes}
 
     async def send(self, kind: str, **fields: Any) -> None:
@@ -57,9 +58,11 @@ class RealtimeClient:
 
 @asynccontextmanager
 async def talk(url: str, **options: Any) -> AsyncIterator[RealtimeClient]:
-    """Connected, and session.created has come."""
+    """Connected, and session.created and its token have come."""
     address = url.replace("http://", "ws://") + "/v1/realtime"
     async with websockets.connect(address, compression=None, max_size=None, **options) as connection:
         client = RealtimeClient(connection)
         assert (await client.next())["type"] == "session.created"
+        client.token = await client.next()
+        assert client.heard.pop()["type"] == "omni.session.token"
         yield client

@@ -81,7 +81,8 @@ async def test_what_was_written_is_taken(store):
 
 
 async def test_a_new_session_is_empty(store):
-    await store.create("s", "me", HOUR)
+    assert await store.create("s", "me", HOUR)
+    assert not await store.create("s", "you", HOUR), "and it is new once"
     assert await store.take("s", "me", "me", HOUR) == Record(b"", {})
 
 
