@@ -19,7 +19,7 @@ weights: install
 	$(BIN)/omni fetch
 
 test: .venv/.test weights
-	@$(SYSTEM) chromium=chromium espeak-ng=espeak-ng redis-check-rdb=redis-tools  # the server, without its service
+	@$(SYSTEM) chromium=chromium espeak-ng=espeak-ng npm=npm redis-check-rdb=redis-tools  # the last: Redis without its service
 	$(BIN)/pytest $(ARGS)
 
 check: .venv/.test
