@@ -1,6 +1,10 @@
-"""The page: speak or upload a question, read and hear the answer as it comes. A client of the controller over HTTP.
+"""The page: a live conversation by voice, and a form for recordings and files. A client of the controller.
 
     python -m omni.serve.gradio_web --controller http://127.0.0.1:8000 --port 7860
+
+    browser ─┬─ /          Gradio: the tab with the conversation (page/*.js fill it), and the tab with the form
+             ├─ /page/…    those files
+             └─ /live      the socket of a conversation ── live_proxy ── the controller's /v1/realtime
 
 Starts without torch and without Ray. No analytics, no outside font or script.
 """
@@ -12,14 +16,32 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 
 from omni.audio.wav import SAMPLE_RATE
 from omni.serve.client import AsyncClient
+from omni.serve.config import API_KEY_VARIABLE
+from omni.serve.live_proxy import MAX_MESSAGE_BYTES, LiveProxy
 from omni.serve.protocol import AudioDelta, Done, Event, Failed, TextDelta
 
 TITLE = "omni · speak with a language model"
+FILES = Path(__file__).parent / "page"
+HEAD = '<script type="module" src="page/page.js"></script>'
+CONVERSATION = "<omni-live>This browser runs no scripts: use the other tab.</omni-live>"  # page.js fills it
+CSS = "@media (max-width: 30rem) { .gradio-container .main { padding: 0.25rem 0 !important } }"  # no room for margins
+SERVER: dict[str, Any] = {  # uvicorn's
+    "ws": "websockets-sansio",  # takes one message at a time, and waits with the next for a browser that does not read
+    "ws_max_size": MAX_MESSAGE_BYTES,
+    "ws_per_message_deflate": False,
+    "timeout_graceful_shutdown": 2,  # Gradio holds a connection of every visitor open
+    "server_header": False,
+}
 SEGMENT_SECONDS = 0.25  # shortest piece handed to the browser's player while more is on its way
 
 
@@ -65,8 +87,31 @@ class AnswerView:
         return " · ".join(parts)
 
 
+class Files(StaticFiles):
+    """The page's own files; a browser asks each time whether its copy is still the newest."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+def make_app(controller: str, api_key: str | None = None) -> FastAPI:
+    """The page, its files and its socket, as one app; `app.state.live` counts the sockets."""
+    import gradio as gr
+
+    live = LiveProxy(controller, api_key)
+    app = FastAPI(title="omni page", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.live = live
+    app.add_api_websocket_route("/live", live.endpoint)
+    app.mount("/page", Files(directory=FILES))
+    page = make_page(controller, api_key)
+    page.queue(default_concurrency_limit=16, max_size=64)
+    return gr.mount_gradio_app(app, page, "/", head=HEAD, css=CSS, footer_links=[], show_error=True)
+
+
 def make_page(controller: str, api_key: str | None = None):
-    """The Gradio Blocks of the page, talking to the controller at this URL."""
+    """The Gradio Blocks of the page: the live conversation, and the form, talking to the controller at this URL."""
     import gradio as gr
 
     async def answer(path: str | None, temperature: float, max_tokens: float) -> AsyncIterator[tuple]:
@@ -88,9 +133,10 @@ def make_page(controller: str, api_key: str | None = None):
         replay = gr.update(value=view.whole(), visible=True) if view.pcm else gr.skip()
         yield view.text, gr.skip(), view.status, replay
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.Markdown("# omni\nSpeak a question. The answer comes by voice while it is still being thought of.")
-        with gr.Row():
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page, gr.Tabs():
+        with gr.Tab("Talk"):
+            gr.HTML(CONVERSATION, apply_default_css=False)
+        with gr.Tab("Recording or file", elem_id="form"), gr.Row():
             with gr.Column():
                 question = gr.Audio(
                     sources=["microphone", "upload"], type="filepath", label="Your question", elem_id="question"
@@ -130,9 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    page = make_page(args.controller, api_key=os.environ.get("OMNI_API_KEY"))
-    page.queue(default_concurrency_limit=16, max_size=64)
-    page.launch(server_name=args.host, server_port=args.port, share=False, quiet=True, show_error=True)
+    app = make_app(args.controller, api_key=os.environ.get(API_KEY_VARIABLE))
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", **SERVER)
     return 0
 
 

@@ -1,50 +1,31 @@
 """A visitor with a microphone: a real Chromium, a recording as its microphone, the real cluster behind the page."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import RECORDING, chromium, visit
+from conftest import wait_until
 
 from omni.audio import wav
+from omni.serve.client import Client
 from omni.serve.gradio_web import AnswerView, parse
 from omni.serve.protocol import AudioDelta, Done, TextDelta
 
-RECORDING = Path(__file__).parents[1] / "golden" / "audio" / "utt0.wav"
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",
-    "--autoplay-policy=no-user-gesture-required",
-]
-PATIENCE = 120_000  # ms; the machine may be busy
+TALK = "document.querySelector('omni-live').conversation"
 
 
 @pytest.fixture
 def browser_page(up):
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.exists():
-        pytest.skip("needs Debian's chromium")
-    with playwright.sync_playwright() as driver:
-        flags = [*FLAGS, f"--use-file-for-fake-audio-capture={RECORDING}"]
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-        page = browser.new_context(permissions=["microphone"]).new_page()
-        page.set_default_timeout(PATIENCE)
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(up.page)
-        page.locator("#ask").wait_for()
-        try:
-            yield page
-        finally:
-            browser.close()
+    with chromium(RECORDING) as browser:
+        yield visit(browser, up.page)
+
+
+@pytest.fixture
+def form(browser_page):
+    browser_page.get_by_role("tab", name="Recording or file").click()
+    browser_page.locator("#ask").wait_for(state="visible")
+    return browser_page
 
 
 def wait_for_answer(page) -> str:
@@ -53,31 +34,57 @@ def wait_for_answer(page) -> str:
     return page.input_value("#answer textarea")
 
 
-def test_a_visitor_speaks_and_hears_the_answer(browser_page):
-    """Recorded by microphone, answered in text and sound, its time to first audio shown, nothing fetched elsewhere."""
+def test_a_visitor_converses(browser_page, up):
+    """Three turns on one line, the second interrupted: spoken, heard, remembered, and everything given back."""
     page = browser_page
+    page.locator("omni-live #talk").wait_for()
+    page.wait_for_function(f"{TALK}.session !== null")
+    for number in (1, 2, 3):
+        page.locator("#talk").focus()
+        page.keyboard.down(" ")
+        page.wait_for_function(f"{TALK}.hearing?.question.ms >= 1500")
+        page.keyboard.up(" ")
+        page.wait_for_function(f"{TALK}.turns[{number - 1}].answer?.heardMs > 0")
+        if number == 2:
+            page.keyboard.press("Escape")
+        page.wait_for_function(f"{TALK}.turns[{number - 1}].answer.over && !{TALK}.turns[{number - 1}].answer.running")
+    answers = page.evaluate(f"{TALK}.turns.map(({{ answer }}) => ({{ ...answer, pieces: null }}))")
+    assert [answer["status"] for answer in answers if not answer["cut"]] == ["completed"] * 2
+    assert [answer["cut"] for answer in answers] == [False, True, False]
+    assert all(answer["text"] and answer["error"] is None and answer["firstAudioMs"] > 0 for answer in answers)
+    assert answers[0]["heardMs"] == pytest.approx(answers[0]["samples"] / 16, abs=1)
+    assert page.wrong == []
+    assert [url for url in page.asked if not re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", url)] == []
+    page.context.close()
+    with Client(up.url) as client:
+        wait_until(lambda: client.get("/v1/cluster")["controller"]["live_turns"] == 0)
+
+
+def test_a_visitor_speaks_and_hears_the_answer(form):
+    """Recorded by microphone, answered in text and sound, its time to first audio shown, nothing fetched elsewhere."""
+    page = form
     page.locator("#question button.record").click()
     page.wait_for_function("document.querySelector('#question').innerText.includes('0:01')")
     page.locator("#question button.stop-button").first.click()
     assert wait_for_answer(page).strip()
     assert re.search(r"first audio after \d+ ms · \d+\.\d s of speech", page.inner_text("#status"))
     page.wait_for_function("[...document.querySelectorAll('audio')].some(a => a.currentTime > 0.3)")  # it is playing
-    assert [url for url in page.asked if not url.startswith(("http://127.0.0.1", "data:", "blob:"))] == []
+    assert [url for url in page.asked if not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))] == []
 
 
-def test_a_visitor_uploads_a_file(browser_page):
+def test_a_visitor_uploads_a_file(form):
     """A file chosen instead of spoken is answered as well."""
-    page = browser_page
+    page = form
     page.get_by_label("Upload file").click()
     page.locator("#question input[type=file]").set_input_files(str(RECORDING))
     assert wait_for_answer(page).strip()
 
 
-def test_a_file_without_sound_is_named_as_such(browser_page, tmp_path):
+def test_a_file_without_sound_is_named_as_such(form, tmp_path):
     """The controller's typed error reaches the visitor in words."""
     silence = tmp_path / "silence.wav"
     wav.write(silence, np.zeros(16_000, dtype=np.float32))
-    page = browser_page
+    page = form
     page.get_by_label("Upload file").click()
     page.locator("#question input[type=file]").set_input_files(str(silence))
     page.get_by_text("The audio is silent").first.wait_for()
