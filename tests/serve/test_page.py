@@ -34,6 +34,10 @@ def wait_for_answer(page) -> str:
     return page.input_value("#answer textarea")
 
 
+def elsewhere(page) -> list[str]:
+    return [url for url in page.asked if not re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", url)]
+
+
 def test_a_visitor_converses(browser_page, up):
     """Three turns on one line, the second interrupted: spoken, heard, remembered, and everything given back."""
     page = browser_page
@@ -54,7 +58,7 @@ def test_a_visitor_converses(browser_page, up):
     assert all(answer["text"] and answer["error"] is None and answer["firstAudioMs"] > 0 for answer in answers)
     assert answers[0]["heardMs"] == pytest.approx(answers[0]["samples"] / 16, abs=1)
     assert page.wrong == []
-    assert [url for url in page.asked if not re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", url)] == []
+    assert elsewhere(page) == []
     page.context.close()
     with Client(up.url) as client:
         wait_until(lambda: client.get("/v1/cluster")["controller"]["live_turns"] == 0)
@@ -69,7 +73,7 @@ def test_a_visitor_speaks_and_hears_the_answer(form):
     assert wait_for_answer(page).strip()
     assert re.search(r"first audio after \d+ ms · \d+\.\d s of speech", page.inner_text("#status"))
     page.wait_for_function("[...document.querySelectorAll('audio')].some(a => a.currentTime > 0.3)")  # it is playing
-    assert [url for url in page.asked if not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))] == []
+    assert elsewhere(page) == []
 
 
 def test_a_visitor_uploads_a_file(form):
