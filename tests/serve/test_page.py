@@ -53,7 +53,10 @@ def test_a_visitor_converses(browser_page, up):
             page.keyboard.press("Escape")
         page.wait_for_function(f"{TALK}.turns[{number - 1}].answer.over && !{TALK}.turns[{number - 1}].answer.running")
     answers = page.evaluate(f"{TALK}.turns.map(({{ answer }}) => ({{ ...answer, pieces: null }}))")
-    assert [answer["status"] for answer in answers if not answer["cut"]] == ["completed"] * 2
+    assert {answer["status"] for answer in answers if not answer["cut"]} <= {
+        "completed",
+        "incomplete",
+    }  # random weights
     assert [answer["cut"] for answer in answers] == [False, True, False]
     assert all(answer["text"] and answer["error"] is None and answer["firstAudioMs"] > 0 for answer in answers)
     assert answers[0]["heardMs"] == pytest.approx(answers[0]["samples"] / 16, abs=1)

@@ -46,6 +46,8 @@ export class Conversation {
     this.recording = new Recording(60);
     this.outgoing = []; // frames that wait for the line
     this.waiting = 0; // samples in them
+    this.sent = 0; // samples since the line was opened: the server's times count them
+    this.streamStart = 0; // those sent before it began to listen hands-free
     this.reported = 0;
     this.bufferedMs = 0;
     this.link = new Link(url, {
@@ -240,6 +242,7 @@ export class Conversation {
       if (!(next instanceof Int16Array)) this.link.send(next);
       else {
         this.waiting -= next.length;
+        this.sent += next.length;
         if (this.session.omni) this.link.sendPcm(next);
         else this.link.send({ type: "input_audio_buffer.append", audio: toBase64(next) });
       }
@@ -289,6 +292,7 @@ export class Conversation {
 
   onopen() {
     this.session = this.resuming = null; // until it says who it is
+    this.sent = 0;
   }
 
   onlink() {
@@ -337,6 +341,7 @@ export class Conversation {
   startStream() {
     this.dropOutgoing();
     this.recording.clear();
+    this.streamStart = toMs(this.sent);
     this.configure();
   }
 
@@ -395,12 +400,12 @@ export class Conversation {
       this.interrupt(false);
       if (!this.handsFree) return;
       this.hearing = this.newTurn();
-      this.hearing.startMs = audio_start_ms;
+      this.hearing.startMs = audio_start_ms - this.streamStart;
     },
     "input_audio_buffer.speech_stopped": ({ audio_end_ms }) => {
       const turn = this.hearing;
       if (!this.handsFree || !turn) return;
-      turn.question.add(this.recording.cut(turn.startMs, audio_end_ms));
+      turn.question.add(this.recording.cut(turn.startMs, audio_end_ms - this.streamStart));
       this.hearing = null;
       this.ask(turn);
     },

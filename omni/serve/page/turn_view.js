@@ -96,7 +96,7 @@ function peaks(pcm, count) {
 function facts(answer) {
   const said = [];
   if (answer.firstAudioMs !== null) said.push(`first sound ${Math.round(answer.firstAudioMs)} ms`);
-  if (answer.cut) said.push(answer.heardMs > 0 ? `you spoke over it after ${(answer.heardMs / 1000).toFixed(1)} s` : "you went on speaking");
+  if (answer.cut) said.push(answer.heardMs > 0 ? `stopped after ${(answer.heardMs / 1000).toFixed(1)} s` : "you went on speaking");
   if (answer.status === "incomplete") said.push("ended at its longest");
   if (answer.underruns > 0) said.push(`${answer.underruns} ${answer.underruns === 1 ? "gap" : "gaps"}`);
   return said;
