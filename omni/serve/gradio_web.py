@@ -32,9 +32,9 @@ from omni.serve.protocol import AudioDelta, Done, Event, Failed, TextDelta
 
 TITLE = "omni · speak with a language model"
 FILES = Path(__file__).parent / "page"
-HEAD = '<script type="module" src="page/page.js"></script>'
+HEAD = """<script type="module" src="page/page.js"></script>
+<style>@media (max-width: 30rem) { gradio-app .main { padding: 0.25rem 0 !important } }</style>"""  # no room there
 CONVERSATION = "<omni-live>This browser runs no scripts: use the other tab.</omni-live>"  # page.js fills it
-CSS = "@media (max-width: 30rem) { .gradio-container .main { padding: 0.25rem 0 !important } }"  # no room for margins
 SERVER: dict[str, Any] = {  # uvicorn's
     "ws": "websockets-sansio",  # takes one message at a time, and waits with the next for a browser that does not read
     "ws_max_size": MAX_MESSAGE_BYTES,
@@ -107,7 +107,7 @@ def make_app(controller: str, api_key: str | None = None) -> FastAPI:
     app.mount("/page", Files(directory=FILES))
     page = make_page(controller, api_key)
     page.queue(default_concurrency_limit=16, max_size=64)
-    return gr.mount_gradio_app(app, page, "/", head=HEAD, css=CSS, footer_links=[], show_error=True)
+    return gr.mount_gradio_app(app, page, "/", head=HEAD, footer_links=[], show_error=True)
 
 
 def make_page(controller: str, api_key: str | None = None):

@@ -502,6 +502,8 @@ def test_nothing_is_wider_than_the_screen(browser, url, fake, width, scheme):
             width,
         )
         assert wide == []
+        modes, next_to_it = (page.locator(each).bounding_box() for each in (".modes label:last-of-type", "#download"))
+        assert modes["x"] + modes["width"] <= next_to_it["x"]
         box = page.locator("#talk").bounding_box()
         assert box["y"] + box["height"] < 740 and box["width"] >= 80
         assert contrast(page, ".state p") > 4.5
