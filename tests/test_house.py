@@ -32,6 +32,7 @@ LIGHT = {  # what must not come in with these modules: a controller or a page ru
         "omni.serve.config",
         "omni.serve.events",
         "omni.serve.client",
+        "omni.serve.realtime_client",
         "omni.serve.answer",
         "omni.serve.status",
         "omni.serve.join",
