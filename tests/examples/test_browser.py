@@ -1,0 +1,71 @@
+"""examples/browser.html in a real Chromium, with a recording as its microphone and a controller over a fake cluster."""
+
+import asyncio
+import functools
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "serve"))
+from browser import RECORDING, chromium, visit  # noqa: E402
+from fake_cluster import FakeCluster, config, over_tcp, whole_answer  # noqa: E402
+
+from omni.audio import wav  # noqa: E402
+from omni.serve.controller import make_app  # noqa: E402
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def files() -> Iterator[str]:
+    """The folder of examples, as `python -m http.server` serves it."""
+    handler = functools.partial(Silent, directory=str(ROOT / "examples"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def hold_and_let_go(page) -> None:
+    page.locator("#talk:enabled").hover()
+    page.mouse.down()
+    page.wait_for_function("/Listening, [1-9]/.test(document.getElementById('status').textContent)")
+    page.mouse.up()
+    page.wait_for_function("/First audio \\d+ ms/.test(document.getElementById('status').textContent)")
+
+
+def two_turns(controller: str) -> tuple[str, list[str]]:
+    """The second answer's words, and the scripts' errors."""
+    with files() as url, chromium(RECORDING) as browser:
+        page = visit(browser, f"{url}/browser.html?url={controller.replace('http', 'ws')}")
+        hold_and_let_go(page)
+        page.locator("#answer[aria-busy=false]").wait_for()  # heard to its end
+        hold_and_let_go(page)
+        return page.locator("#answer").inner_text(), page.wrong
+
+
+async def test_two_turns_by_push_to_talk(tmp_path):
+    """What the microphone heard is asked, the words are shown; the second turn knows the first."""
+    cluster = FakeCluster()
+    async with over_tcp(make_app(config(tmp_path), cluster)) as url:
+        words, wrong = await asyncio.to_thread(two_turns, url)
+    assert wrong == [] and words == whole_answer()[0]
+    first, second = cluster.requests
+    # the page shows tenths: "1.0 s" begins at 0.95 s
+    heard = wav.from_pcm16(first.messages[-1].pcm16)
+    assert len(heard) >= 15_000 and np.abs(heard).max() > 0.01
+    assert [each.role for each in second.messages] == ["user", "assistant", "user"]
+    assert second.messages[1].text == words
