@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from conftest import free_port, wait_until
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from waiting import free_port, wait_until
 
 from omni.serve.gradio_web import FILES, Files
 

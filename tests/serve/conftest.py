@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from waiting import free_port, wait_until
 
 from omni.serve import ray_node
 
@@ -109,18 +110,3 @@ def assert_gone(running: Up) -> None:
     for url in (running.url, running.page):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(url.rpartition(":")[2]))) != 0, f"{url} still answers"
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen | None = None, seconds: float = 120.0) -> None:
-    """Wait for what another process does; fails loudly when it does not, or when this one ends."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, "it ended"
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

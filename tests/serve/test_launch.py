@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Up, free_port, wait_until
+from conftest import Up
+from waiting import free_port, wait_until
 
 from omni.serve import join, launch, ray_node, status
 from omni.serve.config import ConfigError, ServeConfig

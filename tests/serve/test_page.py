@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from browser import RECORDING, chromium, visit
-from conftest import wait_until
+from waiting import wait_until
 
 from omni.audio import wav
 from omni.serve.client import Client

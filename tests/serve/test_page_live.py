@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import RECORDING, chromium, page_server, visit
-from conftest import free_port, wait_until
 from fake_realtime import FakeRealtime
+from waiting import free_port, wait_until
 
 from omni.audio import wav
 
