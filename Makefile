@@ -24,7 +24,7 @@ test: .venv/.test weights
 
 check: .venv/.test
 	$(BIN)/ruff check
-	$(BIN)/mypy omni bench
+	$(BIN)/mypy omni bench examples
 	$(BIN)/shellcheck .ci/run deploy/*.sh recipes/*.sh
 	$(BIN)/yamllint --strict --config-file deploy/yamllint.yaml deploy
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml

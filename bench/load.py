@@ -17,7 +17,6 @@ that the client, not the cluster, was too slow.
 import argparse
 import asyncio
 import importlib.util
-import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -85,7 +84,6 @@ def main(args: argparse.Namespace) -> int:
     if problem := _problem(args):
         print(f"omni bench load: {problem}", file=sys.stderr)
         return 2
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request would tear the progress bar
     key = os.environ.get(API_KEY_VARIABLE)
     try:
         with Client(args.url, api_key=key) as client:

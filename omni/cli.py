@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             chosen.add_arguments(command)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request would tear progress bars
     try:
         return chosen.main(args)
     except KeyboardInterrupt:
