@@ -1,4 +1,4 @@
-"""`omni train data|heldout|llm|units|stage1|stage2|vocoder|assemble|plot`: from texts to a checkpoint.
+"""`omni train data|heldout|llm|units|stage1|stage2|vocoder|vocoder-gan|assemble|plot`: from texts to a checkpoint.
 
 recipes/ put them in order. With --shape, both stages are those of large.py.
 """
@@ -16,6 +16,10 @@ STAGES = {  # name: (module, what it does)
     "stage1": ("omni.train.stage1", "train the adaptor and the LLM's low-rank deltas: from speech to text"),
     "stage2": ("omni.train.stage2", "train the unit decoder: from the LLM's hidden states to units"),
     "vocoder": ("omni.train.vocoder", "train the vocoder: from units to sound"),
+    "vocoder-gan": (
+        "omni.train.vocoder_gan",
+        "train the vocoder against discriminators: for a voice with a free pitch",
+    ),
     "assemble": ("omni.train.assemble", "put a run's parts together into a checkpoint that a cluster serves"),
     "plot": ("omni.train.metrics", "draw what a run measured as it went"),
 }
