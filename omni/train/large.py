@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from omni.model import config
 from omni.model.adaptor import Adaptor
 from omni.model.encoder import Encoder
+from omni.model.prompt import SPEECH
 from omni.model.tiny import sinusoids
 from omni.model.unit_decoder import UnitDecoder
 from omni.train import keep, manifest
@@ -67,10 +69,10 @@ class SpeechToText(nn.Module):
             frames = self.encoder(batch.mel, batch.lengths)
         heard = self.adaptor(frames)
         embed = functools.partial(_embed, self.llm.model.embed_tokens)
-        before, after = embed(batch.before), embed(batch.after)
+        said = iter([each[:length] for each, length in zip(heard, (batch.lengths // 10).tolist(), strict=True)])
         rows, where = [], []
-        for said, length, answer in zip(heard, (batch.lengths // 10).tolist(), batch.answers, strict=True):
-            prompt = torch.cat((before, said[:length].to(before.dtype), after))
+        for ids, answer in zip(batch.prompts, batch.answers, strict=True):
+            prompt = splice(embed, ids, said)
             rows.append(torch.cat((prompt, embed(answer[:-1]))))
             where.append(range(len(prompt) - 1, len(prompt) - 1 + len(answer)))
         inputs = pad_sequence(rows, batch_first=True)  # right-padded and causal: no mask
@@ -112,6 +114,15 @@ class SpeechToUnits(nn.Module):
             zero_infinity=True,
         )
         return loss / sum(counts)
+
+
+def splice(embed: Callable[[list[int]], Tensor], ids: list[int], said: Iterator[Tensor]) -> Tensor:
+    """A prompt's ids → (P, D), the next of `said` (T, D) in every place of SPEECH."""
+    parts: list[Tensor] = []
+    for is_speech, run in groupby(ids, key=lambda token: token == SPEECH):
+        tokens = list(run)
+        parts += [next(said) for _ in tokens] if is_speech else [embed(tokens)]
+    return torch.cat([part.to(parts[0].dtype) for part in parts])  # a template begins with a token
 
 
 def _embed(table: nn.Embedding, ids: list[int]) -> Tensor:
@@ -249,8 +260,7 @@ def take_step(
     moved = Batch(
         batch.mel.to(device, next(thinker(model).encoder.parameters()).dtype),
         batch.lengths.to(device),
-        batch.before,
-        batch.after,
+        batch.prompts,
         batch.answers,
         batch.units,
     )

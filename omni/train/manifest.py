@@ -120,6 +120,14 @@ def audio(row: dict, key: str, folder: Path, rate: int | None = None) -> Path:
     return path
 
 
+def objects(row: dict, key: str) -> list[dict]:
+    """A list of objects; none where the key is missing."""
+    found = row.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise BadRow(f"{key} is no list of JSON objects.")
+    return found
+
+
 def units(row: dict, key: str, num_units: int) -> list[int]:
     found = row.get(key)
     if not isinstance(found, list) or not found:

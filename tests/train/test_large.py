@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from omni import cli
 from omni.audio import wav
+from omni.model.prompt import SPEECH, Prompt
 from omni.model.tiny import byte_tokenizer
 from omni.train import batches, large
 from omni.train.batches import Batch, ManifestBatches, RandomBatches
@@ -68,11 +69,81 @@ def test_a_padded_batch_gives_each_row_what_it_gets_alone():
     model = large.build("stage1", SMALL, CPU, torch.float32)
     draw = torch.Generator().manual_seed(1)
     features = torch.randn(2, 80, 60, generator=draw)
-    both = Batch(features, torch.tensor([60, 40]), [1, 2], [3], [[5, 6, 7], [8, 9]], [])
+    prompt = [1, 2, SPEECH, 3]
+    both = Batch(features, torch.tensor([60, 40]), [prompt, prompt], [[5, 6, 7], [8, 9]], [])
     states, lengths = model.states(both)
     assert lengths == [3, 2]
-    alone, _ = model.states(Batch(features[1:, :, :40], torch.tensor([40]), [1, 2], [3], [[8, 9]], []))
+    alone, _ = model.states(Batch(features[1:, :, :40], torch.tensor([40]), [prompt], [[8, 9]], []))
     torch.testing.assert_close(states[3:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dialogue_is_prompted_as_serving_does(folder):
+    """The prompt of a row with a history equals the one a worker builds from a session that went the same way."""
+    from omni.serve.alignment import Alignment
+    from omni.serve.conversation import Conversation, Item
+    from omni.serve.thinking import _utterance
+    from omni.serve.window import Window
+
+    tokenizer = byte_tokenizer()
+    session = Conversation(Window(positions=10_000, seconds=100.0, turns=9))
+    audio = sorted(folder.glob("*.wav"))[:3]
+    for path, answer in zip(audio, ("Hello 0", "Hello 1", None), strict=True):
+        session.add(Item.speech(wav.to_pcm16(wav.read(path))))
+        if answer is not None:
+            ids = tuple(tokenizer(answer, add_special_tokens=False).input_ids)
+            item = session.begin_answer()
+            ends = tuple(range(1, len(ids) + 1))
+            session.end_answer(item.id, Alignment(ids, answer, ends, (), num_samples=0, whole=True))
+    served = [_utterance(message) for message in session.messages()]
+
+    line = {"id": "d", "audio": audio[2].name, "instruction": "And?", "response": "Bye", "units": [1]}
+    line["history"] = [{"audio": audio[i].name, "response": f"Hello {i}"} for i in (0, 1)]
+    (folder / "d.jsonl").write_text(json.dumps(line))
+    rows, _ = batches.read_rows(folder / "d.jsonl", 100, need_units=True)
+    batch = ManifestBatches(rows, tokenizer, SMALL, 1, False, 0)(0)
+    assert batch.prompts == [Prompt("chatml", tokenizer)(served)]
+    assert batch.prompts[0].count(SPEECH) == 3 == len(batch.mel)
+    samples = [each.speech for each in served if each.speech is not None]
+    assert batch.lengths.tolist() == [10 * -(-len(each) // 1600) for each in samples]
+
+
+def test_a_dialogues_states_are_those_of_its_questions_each_heard_alone():
+    """Three questions and two rows in one batch: each prompt gets its own questions, in order."""
+    model = large.build("stage1", SMALL, CPU, torch.float32)
+    features = torch.randn(3, 80, 60, generator=torch.Generator().manual_seed(2))
+    lengths = torch.tensor([60, 40, 50])
+    prompts = [[1, SPEECH, 4, 7, 7, 2, SPEECH, 3], [1, SPEECH, 3]]
+    batch = Batch(features, lengths, prompts, [[5, 6, 7], [8, 9]], [])
+    assert batch.num_positions == (6 + 4 + 5) + (6 + 2) + (2 + 1)
+    states, _ = model.states(batch)
+    heard = [
+        model.adaptor(model.encoder(features[i : i + 1, :, :length], lengths[i : i + 1]))[0]
+        for i, length in enumerate(lengths.tolist())
+    ]
+    embed = model.llm.model.embed_tokens
+    whole = torch.cat([embed(torch.tensor([1])), heard[0], embed(torch.tensor([4, 7, 7, 2])), heard[1],
+                       embed(torch.tensor([3, 5, 6]))])  # fmt: skip
+    alone = model.llm.model(inputs_embeds=whole[None]).last_hidden_state[0, -3:]
+    torch.testing.assert_close(states[:3], alone, rtol=1e-4, atol=1e-4)
+    other = torch.cat([embed(torch.tensor([1])), heard[2], embed(torch.tensor([3, 8]))])
+    alone = model.llm.model(inputs_embeds=other[None]).last_hidden_state[0, -2:]
+    torch.testing.assert_close(states[3:], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("history", "problem"),
+    [
+        ("earlier", "history is no list"),
+        ([{"audio": "0.wav"}], "response is missing"),
+        ([{"audio": "none.wav", "response": "Hi"}], "none.wav is not there"),
+    ],
+    ids=["text", "no answer", "no file"],
+)
+def test_a_history_that_cannot_be_used_is_named(folder, history, problem):
+    line = {"id": "d", "audio": "1.wav", "instruction": "And?", "response": "Bye", "history": history}
+    (folder / "d.jsonl").write_text(json.dumps(line))
+    with pytest.raises(ManifestError, match=f"line 1: .*{problem}"):
+        batches.read_rows(folder / "d.jsonl", 100, need_units=False)
 
 
 @pytest.fixture
