@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import Up
+from up import Up
 from waiting import wait_until
 
 QUESTION = (Path(__file__).parents[1] / "golden" / "audio" / "utt0.wav").read_bytes()

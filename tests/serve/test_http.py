@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from conftest import Up
 from fake_cluster import question
+from up import Up
 
 from omni.audio import wav
 from omni.serve import answer

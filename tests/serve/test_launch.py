@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Up
+from up import Up
 from waiting import free_port, wait_until
 
 from omni.serve import join, launch, ray_node, status

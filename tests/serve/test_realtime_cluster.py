@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Up, assert_gone, end_up, start_up
 from realtime_client import RealtimeClient, talk
+from up import Up, assert_gone, end_up, start_up
 
 from omni.audio import wav
 

@@ -2,15 +2,13 @@
 
 import asyncio
 import os
-import shutil
 import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from fake_cluster import config
+from redis_server import PASSWORD, redis_server
 
 from omni.serve import stores
 from omni.serve.config import ConfigError
@@ -21,7 +19,6 @@ from omni.serve.stores import Change, MemoryStore, Record, Store, StoreError
 
 HOUR = 3600.0
 MAX_SESSIONS, MAX_BYTES = 3, 10_000
-REDIS = shutil.which("redis-check-rdb")  # Debian's redis-tools: the server itself, which goes by its name
 
 
 class Clock:
@@ -33,27 +30,8 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory) -> Iterator[str]:
-    """A Redis server of our own, on a socket."""
-    if REDIS is None:
-        pytest.skip("there is no Redis server here: apt-get install redis-tools")
-    directory = tmp_path_factory.mktemp("redis")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    words = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
-    server = subprocess.Popen([*words, "--requirepass", "secret"], executable=REDIS, stdout=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < end, "Redis does not start"
-                time.sleep(0.02)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        server.terminate()
-        server.wait(10)
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -66,7 +44,7 @@ async def store(request, tmp_path: Path) -> AsyncIterator[Store]:
     else:
         from omni.serve.redis_store import RedisStore
 
-        opened = RedisStore(request.getfixturevalue("redis_url"), "secret")
+        opened = RedisStore(request.getfixturevalue("redis_url"), PASSWORD)
         await opened._redis.flushall()
     yield opened
     await opened.close()
@@ -122,7 +100,7 @@ async def test_a_deleted_session_is_gone(store):
 async def test_a_redis_session_expires_by_itself(redis_url):
     from omni.serve.redis_store import RedisStore
 
-    store = RedisStore(redis_url, "secret")
+    store = RedisStore(redis_url, PASSWORD)
     await store.create("short", "me", 0.001)
     async with asyncio.timeout(10):
         while await store._redis.exists("omni:session:short"):  # noqa: ASYNC110 (Redis sets no event)
@@ -234,7 +212,7 @@ async def test_a_redis_that_does_not_answer_is_told():
 async def test_the_configuration_chooses(tmp_path, redis_url):
     kinds = []
     for where in ("", str(tmp_path / "s.db"), redis_url):
-        opened = stores.open_store(config(tmp_path, store=where), "secret")
+        opened = stores.open_store(config(tmp_path, store=where), PASSWORD)
         kinds.append(type(opened).__name__)
         await opened.close()
     assert kinds == ["MemoryStore", "SqliteStore", "RedisStore"]
