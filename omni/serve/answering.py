@@ -101,13 +101,14 @@ class Answering:
         turn = self.live.turn
         return Alignment(spoken=self._spoken) if turn is None else turn.alignment()
 
-    def usage(self) -> dict[str, int] | None:
+    def usage(self) -> dict[str, Any] | None:
         """None before the prompt's length is known."""
         ledger = None if self.live.turn is None else self.live.turn.ledger
         if ledger is None or not ledger.num_prompt_tokens:
             return None
         asked, answered = ledger.num_prompt_tokens, len(ledger.tokens)
-        return {"input_tokens": asked, "output_tokens": answered, "total_tokens": asked + answered}
+        counts = {"input_tokens": asked, "output_tokens": answered, "total_tokens": asked + answered}
+        return counts | {"input_token_details": {"cached_tokens": ledger.num_cached_tokens}}
 
     def timing(self) -> dict[str, Any]:
         """Milliseconds after the question was complete."""

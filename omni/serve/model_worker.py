@@ -96,6 +96,7 @@ class ModelWorker:
             outputs[-1].finish,
             timings,
             num_prompt_tokens=sequence.prompt_length,
+            num_cached_tokens=min(sequence.num_reused, sequence.prompt_length),  # forced tokens may be held too
             ends=tuple(end for output in outputs for end in output.ends),
         )
 

@@ -389,6 +389,7 @@ def usage(live: LiveTurn) -> dict[str, Any]:
         "prompt_tokens": asked,
         "completion_tokens": answered,
         "total_tokens": asked + answered,
+        "prompt_tokens_details": {"cached_tokens": live.done.num_cached_tokens},
         "audio_seconds": {"input": round(live.audio_in, 3), "output": round(live.audio_out, 3)},
     }
 

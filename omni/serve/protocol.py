@@ -62,6 +62,7 @@ class Tokens:
     waiting: bool = False  # for a slot
     worker: str = ""  # who says so
     num_prompt_tokens: int = 0  # positions of the prompt, speech included; 0 where it is not said
+    num_cached_tokens: int = 0  # those among them that the worker held already, and did not read again
     ends: tuple[tuple[int, int], ...] = ()  # of each token: units and characters of the whole answer up to its end
 
 
@@ -88,6 +89,7 @@ class Done:
     num_samples: int
     timings: dict[str, float] = field(default_factory=dict)  # seconds: first_text, first_audio, total, …
     num_prompt_tokens: int = 0  # positions of the prompt, speech included
+    num_cached_tokens: int = 0  # those among them that the model worker held already
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Ledger:
         self.text = ""
         self.units_received = 0
         self.finish: str | None = None
-        self.num_prompt_tokens = 0
+        self.num_prompt_tokens = self.num_cached_tokens = 0
         self.timings: dict[str, float] = {}
         self._num_units = num_units
         self._expected = 0  # number of the epoch's next message
@@ -104,7 +104,8 @@ class Ledger:
         self.ends.extend(message.ends or ((self.units_received, len(self.text)),) * len(message.token_ids))
         self.finish = message.finish
         self.worker = message.worker or self.worker
-        self.num_prompt_tokens = message.num_prompt_tokens or self.num_prompt_tokens
+        if message.num_prompt_tokens:  # a heartbeat does not say
+            self.num_prompt_tokens, self.num_cached_tokens = message.num_prompt_tokens, message.num_cached_tokens
         self.timings.update(message.timings)
         return True
 
@@ -333,6 +334,7 @@ class Turn:
             self._samples,
             timings,
             ledger.num_prompt_tokens,
+            ledger.num_cached_tokens,
         )
 
     def _end_with(self, error: errors.OmniError) -> None:

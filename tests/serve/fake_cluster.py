@@ -25,7 +25,7 @@ from omni.vocoder.streaming import Chunk, ChunkReply
 
 WORDS = ["I", " am", " a", " fake", ",", " and", " say", " this", " to", " all", "."]
 UNITS_PER_TOKEN = 6
-PROMPT_TOKENS = 17
+PROMPT_TOKENS, CACHED_TOKENS = 17, 5
 SAMPLES_PER_FRAME = 320
 VOICE = {  # the published vocoder's shape, as config.json tells it
     "num_embeddings": 1000,
@@ -61,7 +61,8 @@ class FakeCluster:
                 last = i + 1 == wanted
                 finish = None if not last else "stop" if wanted == len(WORDS) else "length"
                 made = (i,), WORDS[i], units_of(i), finish
-                yield Tokens(request.epoch, number, *made, num_prompt_tokens=PROMPT_TOKENS, worker=self.worker)
+                prompt = {"num_prompt_tokens": PROMPT_TOKENS, "num_cached_tokens": CACHED_TOKENS}
+                yield Tokens(request.epoch, number, *made, worker=self.worker, **prompt)
                 self.tokens_sent += 1
         finally:
             self.closed.append(request.turn_id)

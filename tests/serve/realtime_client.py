@@ -52,8 +52,9 @@ class RealtimeClient:
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [each for each in self.heard if each["type"] == kind]
 
-    def sound(self) -> bytes:
-        return b"".join(base64.b64decode(each["delta"]) for each in self.of("response.output_audio.delta"))
+    def sound(self, since: int = 0) -> bytes:
+        deltas = [each for each in self.heard[since:] if each["type"] == "response.output_audio.delta"]
+        return b"".join(base64.b64decode(each["delta"]) for each in deltas)
 
 
 @asynccontextmanager

@@ -67,6 +67,21 @@ async def test_the_first_message_says_who_answers(worker):
     assert (first.worker, first.token_ids, first.epoch, first.number) == ("w1", (), 0, 0)
 
 
+async def test_it_counts_what_it_held_already(config):
+    """Of a second prompt it reads only what is new: all of the first one and its answer is held."""
+    worker = ModelWorker(config, "w1")
+    try:
+        ids, text, _, first = await whole(worker.generate(request("first")))
+        asked = first[-1].num_prompt_tokens
+        answered = Message("assistant", text=text, token_ids=ids)
+        messages = (*QUESTION, answered, Message("user", text="And then?"))
+        *_, second = await whole(worker.generate(replace(request("second"), messages=messages)))
+    finally:
+        worker.stop()
+    assert (first[-1].num_cached_tokens, first[0].num_cached_tokens) == (0, 0)
+    assert asked + TOKENS - 1 <= second[-1].num_cached_tokens < second[-1].num_prompt_tokens
+
+
 async def test_it_says_where_each_token_ends(worker):
     """In units and characters of the whole answer, also where an answer goes on that another worker began."""
     ids, text, units, messages = await whole(worker.generate(request()))

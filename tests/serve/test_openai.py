@@ -9,6 +9,7 @@ import openai
 import pytest
 import soundfile
 from fake_cluster import (
+    CACHED_TOKENS,
     PROMPT_TOKENS,
     WORDS,
     FakeCluster,
@@ -78,6 +79,7 @@ async def test_whole_answer(client):
     usage = reply.usage
     assert (usage.prompt_tokens, usage.completion_tokens) == (PROMPT_TOKENS, len(WORDS))
     assert usage.total_tokens == PROMPT_TOKENS + len(WORDS)
+    assert usage.prompt_tokens_details.cached_tokens == CACHED_TOKENS
 
 
 async def test_text_only(client, cluster):

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openai
 import pytest
-import soxr
 import websockets
 from fake_cluster import (
+    CACHED_TOKENS,
     PROMPT_TOKENS,
     UNITS_PER_TOKEN,
     WORDS,
@@ -529,7 +528,8 @@ async def test_an_answer_cut_by_its_length_is_incomplete(url, cluster):
         await client.send("response.create", response={"max_output_tokens": 3, "metadata": {"topic": "greeting"}})
         response = (await client.until("response.done"))["response"]
     assert response["status_details"] == {"type": "incomplete", "reason": "max_output_tokens"}
-    assert response["usage"] == {"input_tokens": PROMPT_TOKENS, "output_tokens": 3, "total_tokens": PROMPT_TOKENS + 3}
+    usage = {"input_tokens": PROMPT_TOKENS, "output_tokens": 3, "total_tokens": PROMPT_TOKENS + 3}
+    assert response["usage"] == usage | {"input_token_details": {"cached_tokens": CACHED_TOKENS}}
     assert response["metadata"] == {"topic": "greeting"}
 
 
@@ -972,91 +972,6 @@ async def test_a_client_that_leaves_gives_everything_back(url, app, cluster):
         await until(lambda: not registry.live and not registry.sockets)
     await until(lambda: len(cluster.closed) == 2)
     assert ended(app)["cancelled"] == 2
-
-
-# --- OpenAI's own client ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def official(url):
-    address = url.replace("http", "ws")
-    async with openai.AsyncOpenAI(
-        base_url=f"{url}/v1", websocket_base_url=f"{address}/v1", api_key="any", max_retries=0
-    ) as client:
-        yield client
-
-
-async def test_openais_client_by_push_to_talk(official, cluster):
-    """Unmodified: its typed events, its helpers, its default rate."""
-    async with official.realtime.connect(model="fake") as connection:
-        await connection.session.update(
-            session={"type": "realtime", "output_modalities": ["audio"], "audio": {"input": {"turn_detection": None}}}
-        )
-        pcm = wav.to_pcm16(tone(0.5, 24_000))
-        await connection.input_audio_buffer.append(audio=base64.b64encode(pcm).decode())
-        await connection.input_audio_buffer.commit()
-        await connection.response.create()
-        text, sound = "", b""
-        async for event in connection:
-            assert event.type != "error", event
-            if event.type == "response.output_audio_transcript.delta":
-                text += event.delta
-            elif event.type == "response.output_audio.delta":
-                sound += base64.b64decode(event.delta)
-            elif event.type == "response.done":
-                assert event.response.status == "completed"
-                assert event.response.output[0].content[0].transcript == text
-                assert event.response.usage.output_tokens == len(WORDS)
-                break
-    assert text == whole_answer()[0]
-    assert len(sound) == len(whole_answer()[1]) * 3 // 2
-
-
-async def test_openais_client_with_turn_detection(official, cluster):
-    """server_vad as it comes; it speaks, is answered, interrupts, and truncates what it did not hear."""
-    question = wav.to_pcm16(soxr.resample(wav.from_pcm16(speech() + silence(1.0)), 16_000, 24_000))
-    async with official.realtime.connect(model="fake") as connection:
-        kinds, answers = [], 0
-        for start in range(0, len(question), 4_800):
-            await connection.input_audio_buffer.append(audio=base64.b64encode(question[start : start + 4_800]).decode())
-        async for event in connection:
-            kinds.append(event.type)
-            assert event.type != "error", event
-            if event.type == "response.done":
-                answers += 1
-                item_id = event.response.output[0].id
-                if answers == 2:
-                    break
-                await connection.conversation.item.truncate(item_id=item_id, content_index=0, audio_end_ms=500)
-                await connection.input_audio_buffer.append(audio=base64.b64encode(question).decode())
-    assert kinds.count("input_audio_buffer.speech_started") == kinds.count("input_audio_buffer.committed") == 2
-    assert cluster.requests[-1].messages[1].text == "".join(WORDS[:4])
-
-
-async def test_openais_client_reconnects_when_told_to(tmp_path, cluster):
-    """1012 and 1013 are codes that its own reconnection takes."""
-    app = make_app(config(tmp_path), cluster)
-    async with over_tcp(app) as url:
-        address = url.replace("http", "ws")
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", websocket_base_url=f"{address}/v1", api_key="any")
-        codes = []
-
-        def again(event):
-            codes.append(event.close_code)
-            app.state.registry.draining = False  # as if another controller took its place
-
-        async with client.realtime.connect(
-            model="fake", on_reconnecting=again, initial_delay=0.01, max_retries=2
-        ) as connection:
-            created = 0
-            async for event in connection:
-                created += event.type == "session.created"
-                if created == 2:
-                    break
-                if event.type == "session.created":
-                    await app.state.registry.drain(5)
-        await client.close()
-    assert codes == [1012]
 
 
 # --- the document -----------------------------------------------------------------------------------------------------
