@@ -80,7 +80,8 @@ class ServeConfig:
     allowed_origins: str = ""  # of pages elsewhere that may connect: "https://a.example,https://b.example", or "*"
     audio_burst: float = 60.0  # seconds of sound that may come at once; after that a quarter faster than it is spoken
     audio_ahead: float = 30.0  # seconds of an answer's sound that the client may have and not yet have played
-    pause_ms: int = 100  # a silence after which an answer is begun that may still be dropped
+    pause_ms: int = 64  # a silence after which an answer is begun that may still be dropped
+    speech_ms: int = 64  # speech that lasts so long begins a question, or interrupts; a session may say otherwise
     idle_deadline: float = 900.0  # a conversation in which the client says nothing, no silence either, has ended
     conversation_deadline: float = 7200.0  # longest conversation
 
@@ -122,7 +123,8 @@ class ServeConfig:
             port = getattr(self, name)
             _need(name, port is None or 0 < port < 65536, "must be between 1 and 65535", self)
         _need("window_keep", 0 < self.window_keep <= 1, "must be more than 0 and at most 1", self)
-        _need("pause_ms", self.pause_ms >= 0, "must not be negative", self)
+        for name in ("pause_ms", "speech_ms"):
+            _need(name, getattr(self, name) >= 0, "must not be negative", self)
         _need("web_port", self.web_port != self.port, "must differ from port", self)
         _need("chunk", self.chunk >= self.first_chunk, f"must be at least first_chunk ({self.first_chunk})", self)
         _need("chunk_growth", self.chunk_growth >= 1, "must be at least 1", self)

@@ -68,7 +68,7 @@ class Listening:
         if settings.turn_detection is None:
             self._ear = self._taking = None
         elif self._taking is not None:
-            self._taking.settings = settings.taking(self._config.pause_ms)
+            self._taking.settings = settings.taking(self._config)
 
     # --- sound in -----------------------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class Listening:
     async def _listen(self, settings: Settings) -> None:
         """Turn-taking, as far as whole windows have come."""
         if self._taking is None:
-            self._taking = TurnTaking(settings.taking(self._config.pause_ms), self._buffer.start)
+            self._taking = TurnTaking(settings.taking(self._config), self._buffer.start)
         taking = self._taking
         while (count := (self._buffer.end - taking.position) // WINDOW) > 0:
             start = taking.position
@@ -101,8 +101,7 @@ class Listening:
                 self._notice(taking.hear(float(probability)))
                 self._end_if_too_long(taking)
         if not taking.speaking:
-            padding = settings.taking(0).prefix_padding_ms * SAMPLE_RATE // 1000
-            self._buffer.forget(taking.position - padding)
+            self._buffer.forget(taking.kept_from)
 
     def _notice(self, signal: Signal | None) -> None:
         if isinstance(signal, Started):

@@ -94,6 +94,7 @@ class Ours(BaseModel):
     first_chunk: int | None = Field(default=None, ge=1, le=1000)
     chunk: int | None = Field(default=None, ge=1, le=1000)
     binary_audio: bool = False
+    speech_ms: int | None = Field(default=None, ge=0, le=1000)
 
 
 class Settings(BaseModel):
@@ -197,11 +198,13 @@ class Settings(BaseModel):
     def turn_detection(self) -> ServerVad | None:
         return self.audio.input.turn_detection
 
-    def taking(self, pause_ms: int) -> turn_taking.Settings:
+    def taking(self, config: ServeConfig) -> turn_taking.Settings:
         """How turns are taken. Turn detection must be on."""
         vad = self.turn_detection
         assert vad is not None, "push-to-talk has no turn-taking"
-        return turn_taking.Settings(vad.threshold, vad.prefix_padding_ms, vad.silence_duration_ms, pause_ms)
+        speech_ms = config.speech_ms if self.omni.speech_ms is None else self.omni.speech_ms
+        pauses = vad.silence_duration_ms, config.pause_ms
+        return turn_taking.Settings(vad.threshold, vad.prefix_padding_ms, *pauses, speech_ms)
 
     def chunks(self, config: ServeConfig) -> tuple[int, int]:
         """Units in the first and the largest piece of sound."""
@@ -219,7 +222,8 @@ class Settings(BaseModel):
         shown["audio"]["input"]["transcription"] = None
         shown["audio"]["output"]["format"] = {"type": "audio/pcm", "rate": self.rate_out}
         first, largest = self.chunks(config)
-        shown["omni"] |= {"first_chunk": first, "chunk": largest, "model_rate": SAMPLE_RATE}
+        speech_ms = config.speech_ms if self.omni.speech_ms is None else self.omni.speech_ms
+        shown["omni"] |= {"first_chunk": first, "chunk": largest, "speech_ms": speech_ms, "model_rate": SAMPLE_RATE}
         none: dict[str, Any] = {"tools": [], "tool_choice": "auto", "tracing": None, "prompt": None, "include": None}
         return shown | none | {"truncation": "auto"}
 

@@ -24,7 +24,8 @@ class Settings:
     threshold: float = 0.5
     prefix_padding_ms: int = 300
     silence_duration_ms: int = 500
-    pause_ms: int = 100  # a silence after which the answer is begun; from silence_duration_ms on there is no such
+    pause_ms: int = 64  # a silence after which the answer is begun; from silence_duration_ms on there is no such
+    speech_ms: int = 64  # so much speech without a break is a beginning; less is a click, a cough, an echo
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class TurnTaking:
         self.position = position  # samples heard
         self.speaking = False
         self._paused = False
+        self._candidate: int | None = None  # where speech may have begun
         self._silent_from = 0  # where the last window with speech ended
         self._floor = position  # nothing before it belongs to the next question
 
@@ -63,7 +65,7 @@ class TurnTaking:
         """One more window. At most one thing happens in it."""
         start, self.position = self.position, self.position + WINDOW
         if not self.speaking:
-            return self._start(start) if probability >= self.settings.threshold else None
+            return self._await_speech(start, probability)
         if probability >= self.settings.threshold or (
             not self._paused and probability >= self.settings.threshold - RELEASE
         ):
@@ -72,15 +74,34 @@ class TurnTaking:
             return Resumed() if resumed else None
         return self._wait()
 
+    @property
+    def kept_from(self) -> int:
+        """While nobody speaks: the samples from here on may belong to the next question."""
+        start = self.position if self._candidate is None else self._candidate
+        return max(self._floor, start - self._padding)
+
+    @property
+    def _padding(self) -> int:
+        return self.settings.prefix_padding_ms * SAMPLE_RATE // 1000
+
     def stop(self, end: int | None = None) -> None:
         """The question ends here, or ended at a sample before; what comes after that is the next one's."""
         self.speaking = self._paused = False
+        self._candidate = None
         self._floor = self.position if end is None else end
 
-    def _start(self, sample: int) -> Started:
-        self.speaking, self._silent_from = True, self.position
-        padding = self.settings.prefix_padding_ms * SAMPLE_RATE // 1000
-        return Started(max(self._floor, sample - padding))
+    def _await_speech(self, start: int, probability: float) -> Started | None:
+        """It has begun once it has lasted; then it is where its first window was that it begins."""
+        if probability < self.settings.threshold:
+            self._candidate = None
+            return None
+        if self._candidate is None:
+            self._candidate = start
+        if (self.position - self._candidate) * 1000 < self.settings.speech_ms * SAMPLE_RATE:
+            return None
+        started = Started(self.kept_from)
+        self.speaking, self._candidate, self._silent_from = True, None, self.position
+        return started
 
     def _wait(self) -> Signal | None:
         silence = (self.position - self._silent_from) * 1000 // SAMPLE_RATE

@@ -65,9 +65,16 @@ async def test_a_question_is_what_was_said_between_start_and_stop(tmp_path, port
     """However it is portioned; and until a pause it is the same samples as at the end."""
     heard = await Heard(tmp_path).append("..........######", portion)
     await heard.append("." * 20, portion)
-    assert heard.signals == [Started(8 * WINDOW), Paused(20 * WINDOW), Stopped(20 * WINDOW)]
-    assert heard.items[0] == heard.items[1] and len(heard.items[0].pcm16) == 2 * 12 * WINDOW
+    assert heard.signals == [Started(8 * WINDOW), Paused(18 * WINDOW), Stopped(18 * WINDOW)]
+    assert heard.items[0] == heard.items[1] and len(heard.items[0].pcm16) == 2 * 10 * WINDOW
     assert heard.errors == []
+
+
+async def test_a_click_is_no_question(tmp_path):
+    """Nor does it cost the next question its padding."""
+    heard = await Heard(tmp_path).append("......#.....#####")
+    assert heard.signals == [Started(10 * WINDOW)]
+    assert len(heard.listening.question(10**9).pcm16) == 2 * 7 * WINDOW
 
 
 async def test_a_pause_that_is_none(tmp_path):

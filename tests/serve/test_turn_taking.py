@@ -6,7 +6,7 @@ from omni.audio.vad import WINDOW
 from omni.serve.turn_taking import Paused, Resumed, Settings, Signal, Started, Stopped, TurnTaking
 
 MS = 16  # samples
-SETTINGS = Settings(threshold=0.5, prefix_padding_ms=100, silence_duration_ms=500, pause_ms=130)
+SETTINGS = Settings(threshold=0.5, prefix_padding_ms=100, silence_duration_ms=500, pause_ms=130, speech_ms=0)
 
 
 def hear(taking: TurnTaking, probabilities: list[float]) -> list[tuple[int, Signal]]:
@@ -52,16 +52,16 @@ def test_speech_fades_before_it_ends():
     """A little below the threshold it is still speech, but it does not begin there."""
     taking = TurnTaking(SETTINGS)
     assert hear(taking, [0.4] * 50) == []
-    assert [type(signal) for _, signal in hear(taking, [0.6] + [0.4] * 50)] == [Started]
+    assert [type(signal) for _, signal in hear(taking, [0.6] * 2 + [0.4] * 50)] == [Started]
 
 
 @pytest.mark.parametrize("first", [0, 2])
 def test_padding_does_not_reach_into_what_was_before(first):
     """Neither before the stream's beginning nor into the question before."""
     taking = TurnTaking(Settings(prefix_padding_ms=2000, silence_duration_ms=100), first * WINDOW)
-    _, (_, stop), (_, again) = hear(taking, [0.9] * 4 + [0.0] * 6 + [0.9])
+    (_, start), *_, (_, stop), (_, again) = hear(taking, [0.9] * 4 + [0.0] * 6 + [0.9] * 2)
+    assert start == Started(first * WINDOW)
     assert isinstance(stop, Stopped) and again == Started(stop.sample)
-    assert hear(TurnTaking(Settings(prefix_padding_ms=2000), 5), [0.9]) == [(0, Started(5))]
 
 
 def test_a_question_ended_from_elsewhere_is_over():
@@ -70,3 +70,26 @@ def test_a_question_ended_from_elsewhere_is_over():
     taking.stop()
     assert not taking.speaking and hear(taking, [0.0] * 50) == []
     assert hear(taking, [0.9]) == [(0, Started(max(5 * WINDOW, 55 * WINDOW - 100 * MS)))]
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3, 5])
+def test_speech_has_begun_once_it_has_lasted(windows):
+    """And it has begun where its first window did, whatever the wait: a click is shorter, and begins nothing."""
+    taking = TurnTaking(Settings(prefix_padding_ms=100, speech_ms=32 * windows))
+    click = [0.0] * 8 + [0.9] * (windows - 1) + [0.0]
+    assert hear(taking, click * 5) == []
+    first = taking.position
+    assert hear(taking, [0.9] * 10) == [(windows - 1, Started(first - 100 * MS))]
+
+
+def test_clicks_do_not_add_up():
+    """Only speech without a break counts."""
+    assert hear(TurnTaking(Settings(speech_ms=64)), [0.9, 0.4] * 50) == []
+
+
+def test_what_may_be_needed_is_kept():
+    """Padding before the first window that may be speech, and nothing of the question before."""
+    taking = TurnTaking(Settings(prefix_padding_ms=64, speech_ms=96))
+    for probabilities, kept in (([0.0] * 9, 7), ([0.9] * 2, 7), ([0.0], 10), ([0.9], 10)):
+        assert hear(taking, probabilities) == [] and taking.kept_from == kept * WINDOW
+    assert hear(taking, [0.9] * 2) == [(1, Started(10 * WINDOW))]
