@@ -1,7 +1,8 @@
-"""A language model behind an OpenAI-compatible endpoint: one system text and one user text in, one text out.
+"""A language model behind an OpenAI-compatible endpoint: a system text and a user's text in, one text out.
 
     chat = Chat.named("openai:http://127.0.0.1:8080/v1#llama-3.3-70b")
     chat("Be brief.", "What is love?")
+    chat("Be brief.", "And hate?", history=[("What is love?", "Love is care.")])
 
 The key comes from $OMNI_CHAT_KEY or $OPENAI_API_KEY, never from the command line. Only what the user names is called.
 """
@@ -9,7 +10,7 @@ The key comes from $OMNI_CHAT_KEY or $OPENAI_API_KEY, never from the command lin
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,19 +45,24 @@ class Chat:
         key = next((os.environ[each] for each in KEYS if os.environ.get(each)), "")
         return cls(url.rstrip("/"), model, key, **settings)
 
-    def __call__(self, system: str, user: str, seed: int = 0) -> str:
-        """Greedy. What may pass is tried again, twice. Raises ChatError."""
+    def __call__(self, system: str, user: str, seed: int = 0, history: Sequence[tuple[str, str]] = ()) -> str:
+        """Greedy, after a `history` of questions and answers. What may pass is tried again, twice. Raises ChatError."""
+        earlier = [
+            {"role": role, "content": text}
+            for exchange in history
+            for role, text in zip(("user", "assistant"), exchange, strict=True)
+        ]
+        messages = [{"role": "system", "content": system}, *earlier, {"role": "user", "content": user}]
         for pause in (*PAUSES, None):
             try:
-                return self._ask(system, user, seed)
+                return self._ask(messages, seed)
             except _MayPass as exc:
                 if pause is None:
                     raise ChatError(f"{self.url}: {exc} ({len(PAUSES) + 1} times)") from exc
                 self.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
-    def _ask(self, system: str, user: str, seed: int) -> str:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    def _ask(self, messages: list[dict[str, str]], seed: int) -> str:
         body: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0, "seed": seed}
         if self.json_reply:
             body["response_format"] = {"type": "json_object"}

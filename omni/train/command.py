@@ -1,6 +1,7 @@
 """`omni train data|heldout|llm|units|stage1|stage2|vocoder|vocoder-gan|assemble|plot`: from texts to a checkpoint.
 
-recipes/ put them in order. With --shape, both stages are those of large.py.
+recipes/ put them in order. With --shape, both stages are those of large.py; with --mhubert, units are
+those of mhubert.py.
 """
 
 import argparse
@@ -32,6 +33,8 @@ def module_of(stage: str, words: list[str]) -> str:
     after += [word.partition("=")[2] for word in words if word.startswith("--shape=")]
     if stage == "data" and any(word.split("=")[0] == "--instructions" for word in words):
         return "omni.train.instruct"  # any texts, made as the paper's were; without it, the mini checkpoint's own
+    if stage == "units" and any(word.split("=")[0] == "--mhubert" for word in words):
+        return "omni.train.mhubert"
     large = stage in ("stage1", "stage2") and any(not value.startswith("(") for value in after)
     return LARGE if large else STAGES[stage][0]
 

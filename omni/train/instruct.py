@@ -1,34 +1,44 @@
 """Instructions in writing → spoken instructions with spoken answers, as InstructS2S was made (arXiv 2409.06666, 3).
 
     omni train data --instructions alpaca.jsonl --output runs/data --voices hibari,joe --jobs 2
+    omni train data --instructions ultrachat.jsonl --output data --turns 4 --units runs/mini/voice/units.safetensors
     omni train data --instructions alpaca.jsonl --output data --rewriter openai:http://127.0.0.1:8080/v1#llama
 
-A line in has an instruction and a response (or answer). Both are rewritten to be said, by rule (speakable.py) or by a
-language model; the question is spoken by one of many voices, with its speed, room and noise, the answer by one voice.
-A recogniser hears both; what it does not hear back is left out. Out come manifest.jsonl, questions/, answers/ and
-card.md. A row follows from the seed, its line and the voices alone, whoever makes it, and is kept at once: a killed run
-goes on where it was.
+A line in is an instruction with its response, or a dialogue (dialogues.py). Everything is rewritten to be said, by rule
+(speakable.py) or by a language model; the questions of a dialogue are spoken by one of many voices, in one room, the
+answers by one voice. A recogniser hears both; what it does not hear back is left out, and ends its dialogue. Out come
+manifest.jsonl, a row for every turn with the turns before it as its history, questions/, answers/ and card.md; with
+--units (or --mhubert) every row has the units of its answer. A line's rows follow from the seed, the line and the
+settings alone, whoever makes them, and are kept at once: a killed run goes on where it was.
 """
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from tqdm import tqdm
 
+from omni.audio import wav
 from omni.audio.wav import SAMPLE_RATE
-from omni.train import keep, manifest, voices, words
+from omni.train import dialogues, keep, manifest, unit_reader, voices, words
+from omni.train.card import card
 from omni.train.chat import Chat, ChatError
-from omni.train.manifest import BadRow, ManifestError
+from omni.train.dialogues import Source, Turn
+from omni.train.manifest import ManifestError
 from omni.train.speakable import speakable
+from omni.train.unit_reader import Reader, UnitsError
+from omni.train.units import merge
 
 REWRITE = (
     "Rewrite the user's written instruction as a person would say it to a voice assistant: brief, natural, at most "
@@ -48,14 +58,34 @@ class Settings:
     word_errors: float  # of what the recogniser may hear wrong
     rewriter: str | None = None
     answerer: str | None = None
+    turns: int = 4  # of a dialogue, at most
+    level: float = 0.0  # the answering voice's one note, in Hz; 0 for a free pitch
+    units: str | None = None  # file
+    mhubert: str | None = None  # folder
+    kmeans: str | None = None  # file
+    unit_digest: str | None = None  # of the file with the centroids
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Settings":
+        unit_reader.check(args.units, args.mhubert, args.kmeans)
+        centroids = args.units or args.kmeans
+        try:
+            digest = hashlib.sha256(centroids.read_bytes()).hexdigest()[:16] if centroids else None
+        except OSError as exc:
+            raise UnitsError(f"{centroids} cannot be read: {exc}") from exc
+        units, mhubert, kmeans = (str(each) if each else None for each in (args.units, args.mhubert, args.kmeans))
+        names = tuple(args.voices.split(","))
+        by = (args.rewriter, args.answerer, args.turns, args.level)
+        return cls(names, args.seed, args.word_errors, *by, units, mhubert, kmeans, digest)
+
+    @property
+    def unit_files(self) -> tuple[Path | None, Path | None, Path | None]:
+        units, mhubert, kmeans = (Path(each) if each else None for each in (self.units, self.mhubert, self.kmeans))
+        return units, mhubert, kmeans
 
 
-@dataclass(frozen=True)
-class Source:
-    file: str
-    line: int
-    instruction: str
-    response: str
+class Dropped(Exception):
+    """A turn cannot be used, and why."""
 
 
 @dataclass
@@ -67,49 +97,78 @@ class Maker:
     answer: Callable[[str], np.ndarray]  # text → (S,) at 16 kHz
     listen: Callable[[np.ndarray], str]
     rewriter: Callable[[str, str], str] | None = None
-    answerer: Callable[[str, str], str] | None = None
+    answerer: Callable[..., str] | None = None  # a Chat: system, user, history
+    units: Reader | None = None
 
     @classmethod
     def real(cls, settings: Settings) -> "Maker":
         from omni.train.answers import AnsweringVoice
         from omni.train.recogniser import Recogniser
 
-        speaker = AnsweringVoice()
+        torch.set_num_threads(1)  # a sum's last bit depends on it, and units on that
+        speaker = AnsweringVoice(settings.level or None)
         rewriter, answerer = (Chat.named(each) if each else None for each in (settings.rewriter, settings.answerer))
         ask = {name: voices.make(name) for name in settings.voices}
-        return cls(settings, ask, lambda text: speaker(text).samples, Recogniser.fetched(1), rewriter, answerer)
+        reader, listen = unit_reader.find(*settings.unit_files), Recogniser.fetched(1)
+        return cls(settings, ask, lambda text: speaker(text).samples, listen, rewriter, answerer, reader)
 
-    def make(self, number: int, source: Source, folder: Path) -> dict:
-        """Row `number`, made once: its line of the manifest, or why it was left out ("dropped")."""
+    def make(self, number: int, source: Source, folder: Path) -> list[dict]:
+        """Line `number`, made once: a row for every turn and, where one was left out, why ("dropped"), last."""
         kept = folder / "rows" / f"{number:07}.json"
         if kept.exists():
             return json.loads(kept.read_text())
-        row = self._make(number, source, folder)
-        keep.text(kept, json.dumps(row, ensure_ascii=False))
-        return row
+        rows = self._make(number, source, folder)
+        keep.text(kept, json.dumps(rows, ensure_ascii=False))
+        return rows
 
-    def _make(self, number: int, source: Source, folder: Path) -> dict:
-        draw = np.random.default_rng([self.settings.seed, number])
-        asked = self.rewriter(REWRITE, source.instruction) if self.rewriter else source.instruction
-        answered = self.answerer(ANSWER, asked) if self.answerer else source.response
-        instruction, response = speakable(asked), speakable(answered)
-        if instruction is None or response is None:
-            return {"dropped": "cannot be said"}
-        voice = str(draw.choice(self.settings.voices))
-        clean = self.ask[voice](instruction, draw)
-        question, spoken = voices.room(clean, draw), self.answer(response)
+    def _make(self, number: int, source: Source, folder: Path) -> list[dict]:
+        voice = str(np.random.default_rng([self.settings.seed, number]).choice(self.settings.voices))
+        rows: list[dict[str, Any]] = []
+        for place, turn in enumerate(source.turns):
+            earlier = [{key: row[key] for key in ("audio", "instruction", "response")} for row in rows]
+            name = f"{number:07}-{place}"
+            try:
+                row = self._turn(name, turn, voice, number, earlier, folder)
+            except Dropped as exc:  # what follows would lack its history
+                return [*rows, {"dropped": str(exc), "after": len(source.turns) - place - 1}]
+            origin = {"source": f"{source.file}:{source.line}", "licence": source.licence}
+            rows.append({"id": name, **row, "voice": voice, **origin, "history": earlier})
+        return rows
+
+    def _turn(self, name: str, turn: Turn, voice: str, number: int, earlier: Sequence[dict], folder: Path) -> dict:
+        instruction, response = self._texts(turn, earlier)
+        # The same draws in every turn: a dialogue has one speaker at one speed, in one room.
+        speaker, room = (np.random.default_rng([self.settings.seed, number, part]) for part in (1, 2))
+        question, spoken = voices.room(self.ask[voice](instruction, speaker), room), self.answer(response)
         if len(question) > LONGEST * SAMPLE_RATE:
-            return {"dropped": "question too long"}
+            raise Dropped("question too long")
         for text, sound in ((instruction, question), (response, spoken)):
             meant = words.words(text)
             if words.errors(words.words(self.listen(sound)), meant) > self.settings.word_errors * len(meant):
-                return {"dropped": "not heard back"}
-        names = {"audio": f"questions/{number:07}.flac", "answer_audio": f"answers/{number:07}.flac"}
-        for name, sound in zip(names.values(), (question, spoken), strict=True):
-            keep.whole(folder / name, partial(_write, samples=sound))
-        about = {"instruction": instruction, "response": response, "voice": voice, "rate": SAMPLE_RATE}
+                raise Dropped("not heard back")
+        units = {} if self.units is None else {"units": self._units(spoken)}
+        names = {"audio": f"questions/{name}.flac", "answer_audio": f"answers/{name}.flac"}
+        for path, sound in zip(names.values(), (question, spoken), strict=True):
+            keep.whole(folder / path, partial(_write, samples=sound))
+        about = {"instruction": instruction, "response": response, "rate": SAMPLE_RATE}
         times = {"seconds": len(question) / SAMPLE_RATE, "answer_seconds": len(spoken) / SAMPLE_RATE}
-        return {"id": f"{number:07}", **names, **about, **times, "source": f"{source.file}:{source.line}"}
+        return {**names, **about, **times, **units}
+
+    def _texts(self, turn: Turn, earlier: Sequence[dict]) -> tuple[str, str]:
+        """Question and answer as they are said. An answerer knows what was asked and answered before."""
+        asked = self.rewriter(REWRITE, turn.instruction) if self.rewriter else turn.instruction
+        history = [(each["instruction"], each["response"]) for each in earlier]
+        answered = self.answerer(ANSWER, asked, history=history) if self.answerer else turn.response
+        instruction, response = speakable(asked), speakable(answered)
+        if instruction is None or response is None:
+            raise Dropped("cannot be said")
+        return instruction, response
+
+    def _units(self, spoken: np.ndarray) -> list[int]:
+        assert self.units is not None, "a reader was asked for"
+        if len(spoken) > self.units.longest:
+            raise Dropped("answer too long for its units")
+        return merge(self.units(wav.from_pcm16(wav.to_pcm16(spoken))))[0]  # of the sound as it is kept
 
 
 def _write(path: Path, samples: np.ndarray) -> None:
@@ -124,76 +183,45 @@ def _start(settings: Settings) -> None:
     _maker = Maker.real(settings)
 
 
-def _work(number: int, source: Source, folder: Path) -> dict:
+def _work(number: int, source: Source, folder: Path) -> list[dict]:
     assert _maker is not None, "_start ran first"
     return _maker.make(number, source, folder)
-
-
-def read_sources(files: Sequence[Path], on_bad: str, need_response: bool) -> tuple[list[Source], int]:
-    """All lines of all files in order, and how many bad ones were skipped."""
-    sources: list[Source] = []
-    num_bad = 0
-    for file in files:
-
-        def parse(row: dict, folder: Path, file: Path = file) -> Source:
-            text = manifest.text(row, "instruction")
-            more = row.get("input") or ""
-            response = row.get("response") or row.get("output") or row.get("answer") or ""
-            if need_response and not str(response).strip():
-                raise BadRow("neither response nor answer says what to answer (or name an --answerer).")
-            return Source(file.name, 0, f"{text} {more}".strip(), str(response))
-
-        found, bad = manifest.read(file, parse, on_bad, unique=None)
-        num_bad += len(bad)
-        skipped = {each.line for each in bad}
-        lines = (i for i, line in enumerate(file.read_text().split("\n"), 1) if line.strip() and i not in skipped)
-        sources += [Source(s.file, n, s.instruction, s.response) for s, n in zip(found, lines, strict=True)]
-    return sources, num_bad
 
 
 def write(folder: Path, sources: Sequence[Source], settings: Settings, jobs: int, num_bad: int) -> list[dict]:
     """Make what is missing, then the manifest and its card. Returns the manifest's rows."""
     numbers = range(len(sources))
-    with ProcessPoolExecutor(jobs, initializer=_start, initargs=(settings,)) as pool:
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(settings,)) as pool:
         made = pool.map(_work, numbers, sources, [folder] * len(sources), chunksize=4)
         rows = list(tqdm(made, total=len(sources), desc="speaking", disable=None))
-    return finish(folder, rows, settings, num_bad)
+    return finish(folder, rows, settings, num_bad, sum(source.num_cut for source in sources))
 
 
-def finish(folder: Path, made: Sequence[dict], settings: Settings, num_bad: int) -> list[dict]:
-    rows = [row for row in made if "dropped" not in row]
+def finish(folder: Path, made: Sequence[list[dict]], settings: Settings, num_bad: int, num_cut: int = 0) -> list[dict]:
+    rows = [row for each in made for row in each if "dropped" not in row]
     keep.text(folder / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    keep.text(folder / "card.md", card(made, rows, settings, num_bad))
+    keep.text(folder / "card.md", card(made, settings, num_bad, num_cut))
     return rows
 
 
-def card(made: Sequence[dict], rows: Sequence[dict], settings: Settings, num_bad: int) -> str:
-    dropped = Counter(row["dropped"] for row in made if "dropped" in row)
-    files = Counter(row["source"].rpartition(":")[0] for row in rows)
-    hours = [sum(row[key] for row in rows) / 3600 for key in ("seconds", "answer_seconds")]
-    lines = [
-        "# Spoken instructions and answers",
-        "",
-        f"- {len(rows)} rows of {len(made)}; {hours[0]:.3f} h of questions, {hours[1]:.3f} h of answers, 16 kHz FLAC",
-        *(f"- left out, {reason}: {count}" for reason, count in sorted(dropped.items())),
-        f"- bad lines of the input skipped: {num_bad}",
-        f"- seed {settings.seed}; word errors allowed: {settings.word_errors:.0%} of each text (Moonshine tiny)",
-        f"- rewritten by {settings.rewriter or 'rule'}, answered by {settings.answerer or 'the input, by rule'}",
-        *(f"- voice {name}: {count}" for name, count in sorted(Counter(row["voice"] for row in rows).items())),
-        *(f"- from {name}: {count}" for name, count in sorted(files.items())),
-        "",
-        "Licences: texts as their files say; voices as docs/licences.md lists them.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--instructions", type=Path, nargs="+", required=True, help="JSON lines: instruction, response")
+    parser.add_argument("--instructions", type=Path, nargs="+", required=True, help="JSON lines: an instruction "
+                        "and its response, or a dialogue (messages, turns or UltraChat's data)")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--voices", default="hibari,joe,kokoro", help="that ask (default: %(default)s)")
     parser.add_argument("--rewriter", metavar="openai:URL#MODEL", help="rewrites instructions (default: by rule)")
     parser.add_argument("--answerer", metavar="openai:URL#MODEL", help="answers them (default: the given response)")
     parser.add_argument("--word-errors", type=float, default=0.3, help="the recogniser may make (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=4, help="of a dialogue, from its first (default: %(default)s)")
+    parser.add_argument(
+        "--units", type=Path, help="units.safetensors of `omni train units`: give every answer its units"
+    )
+    parser.add_argument("--mhubert", type=Path, help="folder of a HubertModel: give every answer mHuBERT's units")
+    parser.add_argument("--kmeans", type=Path, help="and its centroids: .npy or .safetensors")
+    parser.add_argument("--level", type=float, default=0.0, help="the answering voice's one note, in Hz, as the units "
+                        "were learnt with (default: a free pitch)")  # fmt: skip
+    parser.add_argument("--licence", action="append", default=[], metavar="FILE=TEXT", help="an input's, for the card")
     parser.add_argument("--limit", type=int, help="take only so many lines")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--on-bad", choices=manifest.ON_BAD, default="refuse", help="bad lines (default: %(default)s)")
@@ -201,21 +229,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    settings = Settings(tuple(args.voices.split(",")), args.seed, args.word_errors, args.rewriter, args.answerer)
     try:
-        sources, num_bad = read_sources(args.instructions, args.on_bad, need_response=args.answerer is None)
+        settings = Settings.of(args)
+        unit_reader.find(*settings.unit_files)  # what is wrong with it is said before anything is made
+        licences = dict(_pair(each) for each in args.licence)
+        need_answers = args.answerer is None
+        sources, num_bad = dialogues.read(args.instructions, args.on_bad, need_answers, args.turns, licences)
         _same_settings(args.output, settings)
         rows = write(args.output, sources[: args.limit], settings, args.jobs, num_bad)
-    except (ManifestError, ChatError) as exc:
+    except (ManifestError, ChatError, UnitsError) as exc:
         print(f"omni train data: {exc}", file=sys.stderr)
         return 2
     print((args.output / "card.md").read_text())
     return 0 if rows else 1
 
 
+def _pair(given: str) -> tuple[str, str]:
+    file, equals, text = given.partition("=")
+    if not (file and equals and text):
+        raise ManifestError(f"--licence {given!r} is not FILE=TEXT, as in alpaca.jsonl=CC-BY-NC-4.0.")
+    return Path(file).name, text
+
+
 def _same_settings(folder: Path, settings: Settings) -> None:
     """Rows made with other settings are not mixed with these."""
-    path, ours = folder / "settings.json", json.dumps(vars(settings))
+    path, ours = folder / "settings.json", json.dumps(asdict(settings))
     if path.exists() and path.read_text() != ours:
         raise ManifestError(f"{folder} holds rows made with {path.read_text()}; take another folder.")
     keep.text(path, ours)

@@ -18,6 +18,11 @@ from omni.model import packaged
 Voice = Callable[[str, np.random.Generator], np.ndarray]
 HELDOUT = ("af_bella", "am_michael", "bf_emma", "bm_george")  # Kokoro speakers that no training question is asked by
 WHISPERED = ("af_nicole",)
+LICENCES = {  # of the voices, by family; docs/licences.md says where they come from
+    "hibari": "hibari-tts, Apache-2.0",
+    "joe": "Piper en_US-joe-medium, CC0",
+    "kokoro": "Kokoro-82M, Apache-2.0",
+}
 
 
 def make(name: str) -> Voice:
