@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
         return 2
     loaded = load_model(args)
     about = report.about(device_name(args.device), args.threads)
-    dtype = torch.bfloat16 if args.weights == "int8" else loaded.omni.dtype
+    dtype = torch.bfloat16 if args.weights != "float" else loaded.omni.dtype
     limits = ceilings.measure(loaded.omni.device, dtype)
     batches = [
         measure(loaded.omni, limits, batch, args.steps, args.weights)
@@ -111,7 +111,7 @@ def measure(omni: Omni, limits: Ceilings, rows: int, steps: int, weights: str = 
     calls, text_rows, unit_rows = (after - then for after, then in zip(counts(engine), before, strict=True))
     context = statistics.mean(each.prompt_length for each in sequences) + WARM_UP + steps / 2
     number_bytes = engine.runner.slots.k.element_size()
-    weight_bytes = 1 if weights == "int8" else omni.llm.norm.weight.element_size()
+    weight_bytes = 1 if weights != "float" else omni.llm.norm.weight.element_size()
     kept = [engine.runner.slots, engine.runner.speech.tokens, engine.runner.speech.positions]
     return Batch(
         rows,

@@ -28,7 +28,7 @@ from bench.pieces import Heard, listen
 from bench.shapes import SHAPES, Loaded, load
 from bench.stopwatch import Stopwatch
 from omni.engine.engine import EngineConfig
-from omni.engine.stack import WEIGHTS
+from omni.engine.projection import WEIGHTS
 
 STAGES = ("mel", "encode", "adapt", "prefill", "steps", "units", "vocode")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+from omni.engine.projection import WEIGHTS, Projecting
 from omni.engine.runner import Result, Runner
 from omni.engine.scheduler import Piece, Plan, Scheduler, SchedulerConfig
 from omni.engine.sequence import (
@@ -37,7 +38,6 @@ from omni.engine.sequence import (
     Spoken,
     State,
 )
-from omni.engine.stack import WEIGHTS
 from omni.model.ctc import Collapse
 from omni.model.detokenizer import Detokenizer
 from omni.model.omni import Omni
@@ -53,7 +53,8 @@ class EngineConfig:
     max_rows: int | None = None  # rows that give a token in one step; all slots unless told
     max_tokens: int | None = None  # longest prompt plus answer; the checkpoint's unless told
     max_answer: int = 256  # longest answer, in tokens
-    weights: str = "float"  # as loaded, or "int8": 8-bit products on a CPU
+    weights: str = "float"  # as loaded; "int8", "fp8", or "8bit": whichever of them the device multiplies best
+    release: bool = False  # the model's own weights go once the engine has its form of them; it then answers only here
     kept_speech: int = 256 * 2**20  # bytes of speech embeddings kept for a session's next turn
     fixed_shapes: bool | None = None  # decode in few shapes, recorded as CUDA graphs; on a GPU unless told
     one_behind: bool | None = None  # read a step's tokens while the next one runs; on a GPU unless told
@@ -79,8 +80,9 @@ class Engine:
         self.one_behind = omni.device.type != "cpu" if config.one_behind is None else config.one_behind
         fixed_shapes = omni.device.type == "cuda" if config.fixed_shapes is None else config.fixed_shapes
         sizes = config.num_slots, self.max_tokens, config.max_answer
+        project = Projecting(config.weights, omni.device, config.release)
         try:
-            self.runner = Runner(omni, *sizes, config.weights, config.kept_speech, fixed_shapes)
+            self.runner = Runner(omni, *sizes, project, config.kept_speech, fixed_shapes)
         except (MemoryError, RuntimeError) as exc:  # torch's CPU allocator raises RuntimeError
             raise OutOfMemory(
                 f"No memory for {config.num_slots} slots of {self.max_tokens} tokens and {config.max_answer} spoken "

@@ -15,11 +15,12 @@ from omni.engine import hearing, sampler
 from omni.engine.graphs import Decoding
 from omni.engine.hearing import Hearing
 from omni.engine.prefixes import Place
+from omni.engine.projection import Projecting
 from omni.engine.scheduler import Piece
 from omni.engine.sequence import Sequence, SpeechTooLong, Spoken
 from omni.engine.slots import Slots
 from omni.engine.speech import Speech
-from omni.engine.stack import Stack, project
+from omni.engine.stack import Stack
 from omni.model.omni import Omni
 from omni.model.prompt import SPEECH
 
@@ -62,15 +63,16 @@ class Runner:
         num_slots: int,
         max_tokens: int,
         max_answer: int,
-        weights: str = "float",
+        project: Projecting,
         kept_speech: int = 2**28,
         fixed_shapes: bool = False,
     ) -> None:
         self.omni, self.device, config = omni, omni.device, omni.config
+        tied = omni.llm.lm_head is None
         self.hearing = Hearing(omni, kept_speech)
-        self.text = Stack(omni.llm.layers, config.llm, max_tokens, weights)
-        self.head = project([omni.llm.lm_head or embedding_as_linear(omni.llm.embed_tokens)], weights)
-        self.speech = Speech(omni.unit_decoder, num_slots, max_answer, weights)
+        self.text = Stack(omni.llm.layers, config.llm, max_tokens, project)
+        self.head = project([omni.llm.lm_head or embedding_as_linear(omni.llm.embed_tokens)], keep=tied)
+        self.speech = Speech(omni.unit_decoder, num_slots, max_answer, project)
         self.slots = Slots(config.llm, num_slots, max_tokens, omni.llm.norm.weight)
         self.last_token = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.decoding: Decoding | None = None

@@ -1,6 +1,6 @@
 """The unit decoder, one text token at a time: 25 new positions over what is remembered. Equal to the reference path.
 
-    speech = Speech(omni.unit_decoder, num_slots=8, max_tokens=256)
+    speech = Speech(omni.unit_decoder, num_slots=8, max_tokens=256, project=project)
     logits = speech(slots=[0, 3], states (2, 1, D), first_tokens=[12, 4])       # (2, 1, 25, classes)
 
 The 25 copies of a token are the same before RoPE. So the first block's q, k and v are computed and kept once per token,
@@ -16,20 +16,21 @@ copies differ, and attention is what it is anywhere.
 import torch
 from torch import Tensor
 
+from omni.engine.projection import Projecting
 from omni.engine.slots import FixedRows, Rows, Slots
-from omni.engine.stack import FusedBlock, Rotary, Stack, project, rotate
+from omni.engine.stack import FusedBlock, Rotary, Stack, rotate
 from omni.model.unit_decoder import UnitDecoder
 
 
 class Speech:
-    def __init__(self, decoder: UnitDecoder, num_slots: int, max_tokens: int, weights: str = "float") -> None:
+    def __init__(self, decoder: UnitDecoder, num_slots: int, max_tokens: int, project: Projecting) -> None:
         config, self.upsample = decoder.config, decoder.upsample
         like = decoder.input_proj.weight
         positions = max_tokens * self.upsample
-        self.input = project([decoder.input_proj], weights)
-        self.output = project([decoder.output_proj], weights)
-        self.first = FusedBlock(decoder.layers[0], config, weights)  # type: ignore[arg-type]
-        self.rest = Stack(list(decoder.layers)[1:], config, positions, weights) if config.num_layers > 1 else None
+        self.input = project([decoder.input_proj])
+        self.output = project([decoder.output_proj])
+        self.first = FusedBlock(decoder.layers[0], config, project)  # type: ignore[arg-type]
+        self.rest = Stack(list(decoder.layers)[1:], config, positions, project) if config.num_layers > 1 else None
         self.tokens = Slots(config, num_slots, max_tokens, like, num_layers=1)
         self.positions = Slots(config, num_slots, positions, like, config.num_layers - 1)
         self.rotary = Rotary(config.rope, config.head_dim, 1 - self.upsample, positions, like)

@@ -1,70 +1,20 @@
 """Blocks of omni.model.transformer, made for serving: the same sums in fewer, larger steps.
 
-    stack = Stack(llm.layers, llm.config, max_length=2048)
+    stack = Stack(llm.layers, llm.config, max_length=2048, project=Projecting("float", device))
     hidden = stack(embeds, positions, cache)        # as calling the blocks one after the other
 
-q, k and v come from one product, gate and up from another. On a CPU the weights are packed once, in the layout that the
-processor's matrix kernels read (measured: half the time of an unpacked product of 2 to 100 rows); or kept in 8 bits,
-each row of the input scaled by itself, so that a row's result does not depend on its neighbours.
+q, k and v come from one product, gate and up from another (projection.py).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
+from omni.engine.projection import Projecting
 from omni.model.config import BlockConfig, RopeConfig
 from omni.model.transformer import Block, KeyValueCache, frequencies
-
-Projection = Callable[[Tensor], Tensor]
-WEIGHTS = ("float", "int8")
-HIGHEST = 127.0  # of an 8-bit weight or input
-
-
-def project(layers: Sequence[nn.Linear], weights: str = "float") -> Projection:
-    """Linear layers over the same input → one product, their outputs side by side."""
-    weight = layers[0].weight if len(layers) == 1 else torch.cat([each.weight for each in layers])
-    bias = None if layers[0].bias is None else torch.cat([each.bias for each in layers])
-    if weights == "int8":
-        return _int8(weight, bias)
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return _packed(weight, bias)
-    _share(weight, layers)
-    return lambda x: linear(x, weight, bias)
-
-
-def _packed(weight: Tensor, bias: Tensor | None) -> Projection:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-    product = torch.ops.mkldnn._linear_pointwise
-    return lambda x: product(x, packed, bias, "none", [], "")
-
-
-def _share(weight: Tensor, layers: Sequence[nn.Linear]) -> None:
-    """The layers become views of the one weight: a large model is on a GPU only once."""
-    for layer, own in zip(layers, weight.split([len(each.weight) for each in layers]), strict=True):
-        layer.weight.data = own
-
-
-def _int8(weight: Tensor, bias: Tensor | None) -> Projection:
-    """8-bit weights, a scale per output; 8-bit inputs, a scale per row. CPU only."""
-    assert weight.device.type == "cpu", "8-bit weights are for a CPU"
-    weight = weight.float()
-    scales = (weight.abs().amax(1) / HIGHEST).clamp(min=1e-12)
-    zeros = torch.zeros(len(weight), dtype=torch.int64)
-    engine, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"  # the one with this product
-    try:
-        packed = torch.ops.quantized.linear_prepack(torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8))
-    finally:
-        torch.backends.quantized.engine = engine
-    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-
-    def run(x: Tensor) -> Tensor:
-        scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-12)
-        y = product(x.float() / scale, 1 / HIGHEST, 128, packed) * scale
-        return (y if bias is None else y + bias).to(x.dtype)
-
-    return run
 
 
 class Rotary:
@@ -88,14 +38,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class FusedBlock:
-    def __init__(self, block: Block, config: BlockConfig, weights: str) -> None:
+    def __init__(self, block: Block, config: BlockConfig, project: Projecting) -> None:
         attention, mlp = block.self_attn, block.mlp
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.eps = config.norm_eps
-        self.qkv = project([attention.q_proj, attention.k_proj, attention.v_proj], weights)
-        self.out = project([attention.o_proj], weights)
-        self.gate_up = project([mlp.gate_proj, mlp.up_proj], weights)
-        self.down = project([mlp.down_proj], weights)
+        self.qkv = project([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = project([attention.o_proj])
+        self.gate_up = project([mlp.gate_proj, mlp.up_proj])
+        self.down = project([mlp.down_proj])
         self.attention_norm = block.input_layernorm.weight
         self.mlp_norm = block.post_attention_layernorm.weight
 
@@ -133,8 +83,8 @@ class FusedBlock:
 class Stack:
     """Several blocks. `calls` counts forward calls and `rows` the positions in them, for tests of how cost grows."""
 
-    def __init__(self, blocks: Iterable[nn.Module], config: BlockConfig, max_length: int, weights: str) -> None:
-        self.blocks = [FusedBlock(block, config, weights) for block in blocks if isinstance(block, Block)]
+    def __init__(self, blocks: Iterable[nn.Module], config: BlockConfig, max_length: int, project: Projecting) -> None:
+        self.blocks = [FusedBlock(block, config, project) for block in blocks if isinstance(block, Block)]
         assert self.blocks, "a stack of no blocks"
         self.rotary = Rotary(config.rope, config.head_dim, 0, max_length - 1, self.blocks[0].attention_norm)
         self.calls = self.rows = 0

@@ -14,7 +14,7 @@ API_KEY_VARIABLE = "OMNI_API_KEY"  # in the environment: a key is never an argum
 STORE_PASSWORD_VARIABLE = "OMNI_STORE_PASSWORD"  # of a Redis store, likewise
 VOCODER_BACKENDS = ("own", "fairseq")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MODEL_WEIGHTS = ("float", "int8")
+MODEL_WEIGHTS = ("float", "int8", "fp8", "8bit")  # omni.engine.projection has the same
 
 
 class ConfigError(ValueError):
@@ -43,7 +43,7 @@ class ServeConfig:
     vocoder_gpus: float = 0.0
     model_dtype: str = "auto"  # bfloat16 on a GPU and on a CPU that multiplies it; else float32
     vocoder_dtype: str = "auto"
-    model_weights: str = "float"  # "int8": 8-bit products on a CPU
+    model_weights: str = "float"  # "8bit": fp8 on a GPU of Ada or Hopper, else int8
     vocoder_batch: int = 8  # chunks of different turns vocoded together
 
     # limits
@@ -130,6 +130,8 @@ class ServeConfig:
         _need("chunk_growth", self.chunk_growth >= 1, "must be at least 1", self)
         _need("vocoder_backend", self.vocoder_backend in VOCODER_BACKENDS, f"must be one of {VOCODER_BACKENDS}", self)
         _need("model_weights", self.model_weights in MODEL_WEIGHTS, f"must be one of {MODEL_WEIGHTS}", self)
+        fp8 = self.model_weights == "fp8"
+        _need("model_weights", not fp8 or self.model_gpus > 0, "needs model_gpus; a CPU multiplies int8", self)
         if re.match(r"rediss?://[^/]*@", self.store):
             raise ConfigError(
                 f"store names a password or user: set {STORE_PASSWORD_VARIABLE} in the environment instead."

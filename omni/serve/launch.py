@@ -61,7 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(what, "vocoder-backend", str, "whose CodeHiFiGAN", choices=VOCODER_BACKENDS)
     option(what, "model-dtype", str, "arithmetic of the model", choices=DTYPES)
     option(what, "vocoder-dtype", str, "arithmetic of our vocoder", choices=DTYPES)
-    option(what, "model-weights", str, "how its weights are multiplied; int8 is for CPUs", choices=MODEL_WEIGHTS)
+    option(
+        what,
+        "model-weights",
+        str,
+        "how they are multiplied; 8bit: fp8 on a newer GPU, or int8",
+        choices=MODEL_WEIGHTS,
+    )
 
     where = parser.add_argument_group("where")
     option(where, "host", str, "address the controller and the page listen on")

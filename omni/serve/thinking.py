@@ -34,7 +34,7 @@ def load(config: ServeConfig) -> Engine:
     device = "cuda" if config.model_gpus > 0 else "cpu"
     omni = checkpoint.load(config.here().model, device, arithmetic.dtype(config.model_dtype, device))
     return Engine(
-        omni, EngineConfig(num_slots=config.slots, max_answer=config.max_new_tokens, weights=config.model_weights)
+        omni, EngineConfig(config.slots, max_answer=config.max_new_tokens, weights=config.model_weights, release=True)
     )
 
 

@@ -106,5 +106,5 @@ def test_out_of_memory_at_start_names_the_setting(omni):
 
 def test_wrong_settings_stop_the_start():
     """With the choices there are."""
-    with pytest.raises(ValueError, match="Select one of float, int8"):
+    with pytest.raises(ValueError, match="Select one of float, int8, fp8, 8bit"):
         EngineConfig(weights="fp4")

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from omni.engine.projection import Projecting
 from omni.engine.speech import Speech
+
+FLOAT = Projecting("float", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def whole(golden, states: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("pieces", [[1] * 12, [12], [1, 5, 1, 1, 4]], ids=str)
 def test_any_pieces_equal_the_whole(golden, states, pieces):
     """One token at a time as in decoding, or several as in recovery."""
-    speech, done, parts = Speech(golden.unit_decoder, 4, 64), 0, []
+    speech, done, parts = Speech(golden.unit_decoder, 4, 64, FLOAT), 0, []
     for n in pieces:
         parts.append(speech([2], states[:1, done : done + n], [done]))
         done += n
@@ -28,7 +31,7 @@ def test_any_pieces_equal_the_whole(golden, states, pieces):
 
 def test_rows_of_different_lengths_do_not_touch_each_other(golden, states):
     """Three answers at token 3, 30 and 11 go on together; slots in any order."""
-    speech, slots, lengths = Speech(golden.unit_decoder, 4, 64), [3, 0, 1], [3, 30, 11]
+    speech, slots, lengths = Speech(golden.unit_decoder, 4, 64, FLOAT), [3, 0, 1], [3, 30, 11]
     for slot, length, row in zip(slots, lengths, states, strict=True):
         speech([slot], row[None, :length], [0])
     for step in range(4):
@@ -44,5 +47,5 @@ def test_rows_of_different_lengths_do_not_touch_each_other(golden, states):
 def test_scores_far_apart_keep_their_sum(golden):
     """States so large that single weights underflow in float32: still what softmax gives, nothing divided by zero."""
     states = torch.randn(1, 6, golden.config.llm.width, generator=torch.Generator().manual_seed(4)) * 1e4
-    speech = Speech(golden.unit_decoder, 1, 8)
+    speech = Speech(golden.unit_decoder, 1, 8, FLOAT)
     assert speech([0], states, [0]).isfinite().all()
