@@ -3,6 +3,7 @@
     omni bench load http://127.0.0.1:8000 --sessions 8
     omni bench load http://127.0.0.1:8000 --rate 6                     # conversations a minute, come what may
     omni bench load http://127.0.0.1:8000 --search --plot load.png
+    omni bench load http://127.0.0.1:8000 --transport realtime         # an open microphone, and barge-in by speaking
 
 A person asks a recorded question, which takes as long as it lasts, hears the answer in real time, thinks, and goes on.
 First audio counts from the question's end. An underrun is sound that comes after the listener ran out of it. With
@@ -12,6 +13,10 @@ is met when the 95th percentile of first audio is at most --objective, with no u
 goodput counts turns that meet it. --search doubles the sessions until it is missed, then halves the gap.
 The client is one light process; "late" tells how late its own clock ran, and a lateness near the delays measured says
 that the client, not the cluster, was too slow.
+
+With --transport realtime the microphone is always open, and the question is over after --silence-ms of silence: first
+audio counts from where the server can first know that, and a second table has it from the last word too. The next
+question is what interrupts an answer; how soon that is silent is measured here, at the listener's.
 """
 
 import argparse
@@ -21,17 +26,17 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bench import plot, questions, report
+from bench import live_transport, plot, questions, report
 from bench.conversations import Habits, PlannedTurn, arrivals, conversation
 from bench.playback import SAMPLE_RATE, Playback
-from bench.transports import Question, Speaker, Transport, Turns
+from bench.transports import Question, Silenced, Speaker, Spoken, Transport, Turns
 from omni.audio import wav
 from omni.serve.client import Client
 from omni.serve.config import API_KEY_VARIABLE
@@ -40,11 +45,20 @@ from omni.serve.protocol import AudioDelta, Done, Failed
 SPREAD = 6.0  # seconds over which the first conversations begin: about one turn
 PATIENCE = 60.0  # seconds without any event after which a listener gives up
 DRAIN = 30.0  # seconds for what is under way when the time is up
+SILENCED = tuple(each.name for each in fields(Silenced))
 TICK = 0.05  # seconds between two looks at the client's own clock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="of the controller; a key is read from $" + API_KEY_VARIABLE)
+    parser.add_argument(
+        "--transport", choices=["turns", "realtime"], default="turns",
+        help="recordings over HTTP, or live conversations over /v1/realtime (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--silence-ms", type=int, default=500, metavar="MS",
+        help="after which a live question is over, 100 … 5000 (default: %(default)s)",
+    )  # fmt: skip
     how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument("--sessions", type=int, metavar="N", help="people who talk at any time (default: 8)")
     how_many.add_argument("--rate", type=float, metavar="R", help="conversations that begin per minute")
@@ -94,8 +108,23 @@ def main(args: argparse.Namespace) -> int:
     about = report.about()
     options = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
     asked = load_questions(args.question_seconds)
-    loads = asyncio.run(run(args, lambda: Turns(args.url, key, options), asked))
-    found = {"about": about, "cluster": _size(cluster), "objective": args.objective, "loads": loads}
+    transport: Callable[[], Transport] = lambda: Turns(args.url, key, options)  # noqa: E731
+    if args.transport == "realtime":
+        heard = live_transport.hearable(asked, args.silence_ms)
+        if not heard:
+            print("omni bench load: a server hears none of the recordings as one question.", file=sys.stderr)
+            return 2
+        asked = list(heard)
+        transport = lambda: live_transport.Live(args.url, key, options, heard, args.silence_ms)  # noqa: E731
+    loads = asyncio.run(run(args, transport, asked))
+    found = {
+        "about": about,
+        "cluster": _size(cluster),
+        "transport": args.transport,
+        "questions": len(asked),
+        "objective": args.objective,
+        "loads": loads,
+    }
     if args.search:
         found["largest"] = max((each["sessions"] for each in loads if each["met"]), default=0)
     report.save(args.json, found)
@@ -117,6 +146,8 @@ def _problem(args: argparse.Namespace) -> str | None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             return f"--{name.replace('_', '-')} is {value}; it is more than 0."
+    if not 100 <= args.silence_ms <= 5000:
+        return f"--silence-ms is {args.silence_ms}; it is 100 … 5000."
     if not 0 <= args.barge_in <= 1 or args.think < 0 or args.warm_up < 0:
         return "--barge-in is 0 … 1; --think and --warm-up are not negative."
     return None
@@ -125,7 +156,8 @@ def _problem(args: argparse.Namespace) -> str | None:
 def load_questions(seconds: float | None) -> list[Question]:
     """Recordings as WAV files: cut or repeated to `seconds`, or as they are."""
     samples = questions.recordings() if seconds is None else questions.load(20, seconds)
-    return [Question(wav.wav_bytes(wav.to_pcm16(each)), len(each) / SAMPLE_RATE) for each in samples]
+    said = [wav.to_pcm16(each) for each in samples]
+    return [Question(wav.wav_bytes(pcm16), len(pcm16) / 2 / SAMPLE_RATE, pcm16) for pcm16 in said]
 
 
 def _size(cluster: dict[str, Any]) -> dict[str, int]:
@@ -140,8 +172,10 @@ def _size(cluster: dict[str, Any]) -> dict[str, int]:
 class TurnResult:
     """One question and what became of it; times in seconds since the load began."""
 
-    asked: float  # the question's end
+    asked: float  # the question's end, as soon as it can be known
     first_audio: float | None = None  # seconds after it
+    after_speech: float | None = None  # seconds after the last word, of a live question
+    silenced: Silenced | None = None  # the answer before it, which it interrupted
     seconds: float = 0.0  # of sound
     gaps: list[float] = field(default_factory=list)
     interrupted: bool = False
@@ -218,22 +252,22 @@ class Load:
                 return
 
     async def _converse(self, transport: Transport) -> None:
-        speaker, began = transport.speaker(), self.loop.time()
+        speaker, began, interrupting = transport.speaker(), self.loop.time(), False
         self.num_live += 1
         self.most_live = max(self.most_live, self.num_live)
         try:
             for turn in conversation(self.habits, next(self.numbers), len(self.asked)):
-                await asyncio.sleep(turn.think)
+                await asyncio.sleep(0.0 if interrupting else turn.think)
                 if self.loop.time() >= self.measure_until:
                     return
-                await self._turn(speaker, turn)
+                interrupting = (await self._turn(speaker, turn)).interrupted and speaker.talks_over
         finally:
             self.num_live -= 1
             within = min(self.loop.time(), self.measure_until) - max(began, self.measure_from)
             self.live_seconds += max(0.0, within)
             await speaker.close()
 
-    async def _turn(self, speaker: Speaker, turn: PlannedTurn) -> None:
+    async def _turn(self, speaker: Speaker, turn: PlannedTurn) -> TurnResult:
         """Delays count from when the question should have ended: a client that is late hides nothing."""
         question, playback = self.asked[turn.question], Playback()
         result = TurnResult(asked=self.loop.time() + question.seconds - self.start)
@@ -250,10 +284,14 @@ class Load:
         finally:
             if playback.started is not None:
                 result.first_audio = playback.started - self.start - result.asked
+            if result.after_speech is not None:
+                heard = result.first_audio
+                result.after_speech = None if heard is None else result.after_speech + heard
             result.seconds, result.gaps = playback.seconds, playback.gaps
             self.turns.append(result)
         if result.finished and not result.interrupted:  # the rest is heard
             await asyncio.sleep(max(0.0, playback.ends - self.loop.time()))
+        return result
 
     async def _listen(self, events: Any, playback: Playback, result: TurnResult, interrupt_after: float | None) -> None:
         """To the answer's end, or to where this person speaks again."""
@@ -270,6 +308,10 @@ class Load:
                 result.interrupted = True
                 return
             match event:
+                case Spoken(ended=ended, committed=committed):
+                    result.asked, result.after_speech = committed - self.start, committed - ended
+                case Silenced():
+                    result.silenced = event
                 case AudioDelta():
                     playback.receive(self.loop.time(), len(event.pcm16) // 2)
                 case Done():
@@ -309,6 +351,7 @@ def judge(load: Load, objective: float) -> dict[str, Any]:
     turns = load.measured()
     firsts = [each.first_audio for each in turns if each.first_audio is not None]
     gaps = [gap for each in turns for gap in each.gaps]
+    silenced = [each.silenced for each in turns if each.silenced is not None]
     errors: dict[str, int] = {}
     for each in turns:
         if each.error is not None:
@@ -322,8 +365,11 @@ def judge(load: Load, objective: float) -> dict[str, Any]:
         "most_live": load.most_live,
         "turns": len(turns),
         "turns_per_second": len(turns) / load.seconds,
-        "first_audio": {name: report.quantile(firsts, q) for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
+        "first_audio": _quantiles(firsts),
         "first_audio_intervals": {name: _interval(firsts, q) for name, q in (("p50", 0.5), ("p95", 0.95))},
+        "after_speech": _quantiles([each.after_speech for each in turns if each.after_speech is not None]),
+        "silenced": {"n": len(silenced)}
+        | {name: _quantiles([getattr(each, name) for each in silenced]) for name in SILENCED},
         "underruns": len(gaps),
         "longest_gap": max(gaps, default=0.0),
         "errors": errors,
@@ -334,6 +380,10 @@ def judge(load: Load, objective: float) -> dict[str, Any]:
         "late": {"p99": report.quantile(load.late, 0.99), "max": max(load.late, default=0.0)},
         "each": [asdict(each) for each in turns],
     }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
+    return {name: report.quantile(values, q) for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
 
 
 def _interval(values: Sequence[float], q: float) -> list[float] | None:
@@ -400,5 +450,25 @@ def summary(found: dict[str, Any]) -> str:
     lines = [f"{size}; objective: 95 % of first audio within {1000 * found['objective']:.0f} ms, no underrun, no error"]
     if "largest" in found:
         lines.append(f"The most live sessions that meet it: {found['largest']}.")
-    lines += ["", report.table(names, rows), "", f"The client's own clock ran at most {1000 * late:.0f} ms late."]
+    lines += ["", report.table(names, rows), ""]
+    if found.get("transport") == "realtime":
+        lines += [_live_summary(found["loads"]), ""]
+    lines += [f"The client's own clock ran at most {1000 * late:.0f} ms late."]
     return "\n".join(lines)
+
+
+def _live_summary(loads: Sequence[dict[str, Any]]) -> str:
+    """Of live conversations: the wait as the speaker feels it, and how soon an answer is silent."""
+    names = ["live, ms", "first audio after the last word, p50", "p95", "after its known end, p50", "p95"]
+    names += ["answers talked over", "silent after the first sample, p50", "after it can be known, p50", "p95"]
+    names += ["sound after the server's word, p95"]
+    rows = []
+    for each in loads:
+        load = f"{each['sessions']} sessions" if each["sessions"] else f"{60 * each['rate']:g} a minute"
+        waits = [each[since][q] for since in ("after_speech", "first_audio") for q in ("p50", "p95")]
+        silent, told = each["silenced"], []
+        for since, q in (("from_speech", "p50"), ("from_onset", "p50"), ("from_onset", "p95"), ("from_event", "p95")):
+            told.append(silent[since][q])
+        times = [report.milliseconds(value) for value in (*waits, *told)]
+        rows.append([load, *times[:4], str(silent["n"]), *times[4:]])
+    return report.table(names, rows)

@@ -2,19 +2,22 @@
 
 import argparse
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
+from itertools import count
 
 import pytest
-from serve.fake_cluster import FakeCluster, config, lost_worker, over_tcp, question
+from serve.fake_cluster import FakeCluster, config, lost_worker, over_tcp, question, until
 from serve.jumping_clock import run
 from tqdm import tqdm
 
-from bench import command, load, report
+from bench import command, live_transport, load, questions, report
 from bench.conversations import Habits
 from bench.playback import SAMPLE_RATE
 from bench.transports import Question, Turns
+from omni.audio.wav import to_pcm16
 from omni.serve.controller import make_app
-from omni.serve.protocol import AudioDelta, Done, Event, Failed
+from omni.serve.protocol import AudioDelta, Done, Event, Failed, Tokens, TurnRequest
 
 QUESTIONS = [Question(b"", 2.0)]
 PATIENT = Habits(mean_turns=4.0, mean_think=1.0, interrupting=0.0)
@@ -30,6 +33,7 @@ class Script:
         self.delay, self.pace, self.pieces, self.places = delay, pace, pieces, places
         self.failure, self.hang = failure, hang
         self.open = self.asked = self.left = 0
+        self.talks_over = False
 
     async def __aenter__(self) -> "Script":
         return self
@@ -232,3 +236,71 @@ async def test_a_lost_worker_is_an_error_with_its_code(tmp_path):
 
 def test_load_is_a_command_of_its_own():
     assert command.BENCHMARKS["load"][0] == load.__name__
+
+
+# --- live -------------------------------------------------------------------------------------------------------------
+
+
+class LongAnswers(FakeCluster):
+    """An answer that lasts: words and sound for as long as anyone listens, one after the other."""
+
+    async def generate(self, request: TurnRequest) -> AsyncIterator[Tokens]:
+        self.requests.append(request)
+        try:
+            for number in count():
+                yield Tokens(request.epoch, number, (1,), " word", (7,) * 20, num_prompt_tokens=17, worker="w1")
+                await asyncio.sleep(0.1)
+        finally:
+            self.closed.append(request.turn_id)
+
+
+async def over_a_socket(tmp_path, cluster: FakeCluster, habits: Habits, seconds: float) -> tuple[load.Load, list]:
+    """Two people with open microphones, and the turns that the controller still knows afterwards."""
+    asked = [Question(b"", len(each) / SAMPLE_RATE, to_pcm16(each)) for each in questions.recordings()[:3]]
+    heard = live_transport.hearable(asked, 300)
+    app = make_app(config(tmp_path), cluster)
+    async with over_tcp(app) as url:
+        speak = partial(live_transport.Live, url, None, {"seed": 1}, heard, 300)
+        tried = load.Load(speak, list(heard), habits, 2, None, 0.0, seconds)
+        with tqdm(disable=True) as bar:
+            await tried.run(bar)
+        await until(lambda: not app.state.registry.live and not app.state.registry.sockets)
+    return tried, list(heard)
+
+
+async def test_people_with_open_microphones(tmp_path):
+    """Each recording is heard as one question, and answered whole; its delay counts twice."""
+    cluster = FakeCluster()
+    habits = Habits(mean_turns=2.0, mean_think=0.1, interrupting=0.0)
+    tried, _ = await over_a_socket(tmp_path, cluster, habits, 4.0)
+    found = load.judge(tried, 5.0)
+    assert found["turns"] >= 2 and found["errors"] == {} and found["silenced"]["n"] == 0
+    assert {each.seconds for each in tried.turns} == {66 * 0.02}
+    for each in tried.turns:
+        assert each.after_speech - each.first_audio == pytest.approx(0.3, abs=0.06)  # the silence asked for
+        assert each.first_audio > 0
+    assert len(cluster.closed) == len(cluster.requests) >= len(tried.turns)
+    table = load.summary({"loads": [found], "objective": 5.0, "cluster": {"model": 1}, "transport": "realtime"})
+    assert "after the last word" in table
+
+
+async def test_people_who_talk_over_answers(tmp_path):
+    """The next question silences the answer: measured from its sound, from the ear's window and from the event."""
+    cluster = LongAnswers()
+    habits = Habits(mean_turns=1e9, mean_think=60.0, interrupting=1.0, patience=1.0)  # thinking would last too long
+    tried, _ = await over_a_socket(tmp_path, cluster, habits, 8.0)
+    found = load.judge(tried, 60.0)
+    silenced = [each.silenced for each in tried.turns if each.silenced is not None]
+    assert len(silenced) >= found["silenced"]["n"] >= 1
+    for each in silenced:
+        assert each.from_speech > each.from_onset > -0.04 and each.from_event >= 0  # an ear may be a window early
+        assert each.from_speech - each.from_onset == pytest.approx(0.064, abs=0.021)  # two windows, a whole frame
+    assert len(cluster.closed) == len(cluster.requests) >= 4
+
+
+async def test_a_lost_worker_is_a_live_error_too(tmp_path):
+    """With its code; and the next question is asked on the same socket."""
+    cluster = FakeCluster()
+    cluster.error = lost_worker()
+    tried, _ = await over_a_socket(tmp_path, cluster, Habits(mean_turns=2.0, mean_think=0.1, interrupting=0.0), 3.0)
+    assert {each.error for each in tried.turns} == {"worker_lost"}
