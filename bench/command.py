@@ -1,4 +1,4 @@
-"""`omni bench turn|engine|load|growth|vocoder`: measure omni on this machine. bench/RESULTS.md has what was found."""
+"""`omni bench NAME`: measure omni on this machine. bench/RESULTS.md has what was found."""
 
 import argparse
 import importlib
@@ -7,6 +7,7 @@ from typing import Any
 BENCHMARKS = {  # name: (module, what it does)
     "turn": ("bench.turn", "first audio and time per stage, against the published serving path"),
     "engine": ("bench.engine", "tokens a second, step time and memory by batch, against the hardware's limit"),
+    "hops": ("bench.hops", "what it costs to go from one process to the next, with nothing computed behind it"),
     "load": ("bench.load", "conversations with a running cluster: delays, underruns, and how many it can hold"),
     "growth": ("bench.growth", "how cost grows with answer length, history length and sessions"),
     "vocoder": ("bench.vocoder", "what streaming costs the vocoder"),

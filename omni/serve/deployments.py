@@ -4,7 +4,7 @@ A machine offers places for workers as Ray resources named by role ("model", "vo
 the two kinds scale apart, and how `omni join` adds places for one kind only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -29,12 +29,18 @@ class WorkersFailed(RuntimeError):
     """The workers do not start; the message has Serve's reason."""
 
 
-def start(config: ServeConfig, numbers: Mapping[Kind, int]) -> None:
+Load = Callable[[ServeConfig], Any]  # what a worker computes with, made in its process
+
+
+def start(config: ServeConfig, numbers: Mapping[Kind, int], loads: Mapping[Kind, Load] | None = None) -> None:
     """Ask for this many workers of each kind. They are there once `loaded` says so."""
     serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
     targets = [
         serve.RunTarget(
-            application(config, kind, number), name=DEPLOYMENTS[kind], route_prefix=None, external_scaler_enabled=True
+            application(config, kind, number, (loads or {}).get(kind)),
+            name=DEPLOYMENTS[kind],
+            route_prefix=None,
+            external_scaler_enabled=True,
         )
         for kind, number in numbers.items()
     ]
@@ -74,8 +80,8 @@ def places() -> dict[Kind, int]:
     return {"model": int(resources.get("model", 0)), "vocoder": int(resources.get("vocoder", 0))}
 
 
-def application(config: ServeConfig, kind: Kind, number: int) -> serve.Application:
-    """This many workers of one kind, to be run under the name DEPLOYMENTS[kind]."""
+def application(config: ServeConfig, kind: Kind, number: int, load: Load | None = None) -> serve.Application:
+    """This many workers of one kind, to be run under the name DEPLOYMENTS[kind]. `load`: see its worker."""
     worker, at_once, gpus = {
         "model": (ModelWorker, config.slots + config.waiting, config.model_gpus),
         "vocoder": (VocoderWorker, 8 * config.vocoder_batch, config.vocoder_gpus),
@@ -95,4 +101,4 @@ def application(config: ServeConfig, kind: Kind, number: int) -> serve.Applicati
         health_check_timeout_s=HEALTH_TIMEOUT,
         request_router_config=RequestRouterConfig(**router),
     )(worker)
-    return deployed.bind(config)
+    return deployed.bind(config, load=load)

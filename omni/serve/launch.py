@@ -270,7 +270,7 @@ class Launch:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         stack.callback(ray.shutdown)
         end, log = time.monotonic() + START_SECONDS, self._log("ray")
-        while not (_answers(self._config.ray_address) and ray_cluster.attach(self._config)):
+        while not (ray_node.answers(self._config.ray_address) and ray_cluster.attach(self._config)):
             if head.poll() is not None or time.monotonic() > end:
                 raise ray_node.NodeFailed(f"Ray does not start:\n{ray_node.last_words(log)}")
             self._pause(0.05)
@@ -439,13 +439,6 @@ class Launch:
 
 def _several(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((host, int(port))) == 0
 
 
 def _is_ok(url: str) -> bool:

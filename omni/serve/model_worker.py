@@ -6,7 +6,7 @@ messages, so that heartbeats and health checks pass while the model thinks. What
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from omni.serve import errors
@@ -20,7 +20,10 @@ RETRY_AFTER = 1.0
 class ModelWorker:
     """Deployed by deployments.py. Loads the checkpoint when constructed: a replica is ready once it can answer."""
 
-    def __init__(self, config: ServeConfig, worker: str | None = None) -> None:
+    def __init__(
+        self, config: ServeConfig, worker: str | None = None, load: Callable[[ServeConfig], Any] | None = None
+    ) -> None:
+        """`load` gives the engine; by default the checkpoint's."""
         from omni.serve import thinking  # torch comes in here: the process that deploys stays light
 
         self._config = config
@@ -29,7 +32,7 @@ class ModelWorker:
         self._mailboxes: dict[str, asyncio.Queue] = {}  # the engine's name for a turn → its outputs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._as_wire_error, self._key = thinking.as_wire_error, thinking.key
-        self._thinking = thinking.Thinking(thinking.load(config), self._deliver)
+        self._thinking = thinking.Thinking((load or thinking.load)(config), self._deliver)
 
     async def generate(self, request: TurnRequest) -> AsyncIterator[Tokens]:
         """The answer in groups of tokens; the first message says who answers. Cancelling frees its slot in a step."""

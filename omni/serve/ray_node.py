@@ -130,6 +130,14 @@ def own_address() -> str:
             return "127.0.0.1"
 
 
+def answers(address: str) -> bool:
+    """Something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, int(port))) == 0
+
+
 def last_words(log: Path, lines: int = 15) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
 

@@ -79,10 +79,11 @@ class Gathering:
 class VocoderWorker:
     """Deployed by launch.py."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, load: Callable[[ServeConfig], Render] | None = None) -> None:
+        """`load` gives what renders chunks; by default the checkpoint's vocoder."""
         self._config = config
         self._running = 0
-        self._gathering = Gathering(_load(config), config.vocoder_batch)
+        self._gathering = Gathering((load or _load)(config), config.vocoder_batch)
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:
         """Cancelling takes the chunk out of the queue."""
