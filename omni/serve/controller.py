@@ -55,7 +55,9 @@ def make_app(
     """The routes over this cluster. With an api_key, every route but the probes asks for it as a bearer token."""
     metrics = Metrics()
     registry = Registry(config, cluster, metrics)
-    sessions = Sessions(config, store or MemoryStore(config.max_sessions, config.max_session_bytes))
+    if store is None:
+        store = MemoryStore(config.max_sessions, config.max_session_bytes)
+    sessions = Sessions(config, store)
     uploads = Uploads(
         max_seconds=config.max_audio_seconds, max_bytes=config.max_upload_bytes, num_threads=config.upload_threads
     )

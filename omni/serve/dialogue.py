@@ -146,6 +146,8 @@ class Dialogue:
                 self._responding.truncate(event.item_id, event.audio_end_ms)
             case events.SessionResume():
                 await self._resume(event.session_id, event.token)
+            case events.SessionAcknowledge():
+                await self._sessions.acknowledge(self.session)
             case events.Playback():
                 self._responding.played(event.item_id, event.played_ms / 1000)
             case _:

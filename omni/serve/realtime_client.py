@@ -373,6 +373,7 @@ class RealtimeSession:
             remembers = answer["type"] == "session.updated"
             if remembers:
                 created, fresh = answer, (await self._until("omni.session.token"))["token"]
+                await self._send("omni.session.acknowledge")
         self._token, self.id, self._told = fresh, created["session"]["id"], None
         self._number = self._silenced = 0  # they count anew on every socket
         self.item_id, self.received_ms = "", 0.0

@@ -100,6 +100,10 @@ class SessionResume(ClientEvent):
     token: str = Field(repr=False)
 
 
+class SessionAcknowledge(ClientEvent):
+    pass
+
+
 CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "session.update": SessionUpdate,
     "input_audio_buffer.append": Append,
@@ -114,6 +118,7 @@ CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "output_audio_buffer.clear": OutputClear,
     "omni.playback": Playback,
     "omni.session.resume": SessionResume,
+    "omni.session.acknowledge": SessionAcknowledge,
 }
 
 SERVER_EVENTS = {

@@ -1,7 +1,7 @@
 """Sessions in Redis, shared by several controllers: `omni up --store redis://HOST:PORT/N`. Needs the extra `redis`.
 
-One hash a session: its owner, its head, and its parts. Redis itself forgets a session when its time is over, and runs
-each of the scripts below in one step. How much it may hold is Redis' own setting (maxmemory).
+One hash a session: its owner and the one before, its head, its parts. Redis itself forgets a session when its time is
+over, and runs each of the scripts below in one step. How much it may hold is Redis' own setting (maxmemory).
 """
 
 from typing import Any
@@ -35,11 +35,14 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 TAKE = """
-if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return false end
-redis.call('HSET', KEYS[1], 'owner', ARGV[3])
+if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] and redis.call('HGET', KEYS[1], 'spent') ~= ARGV[1] then
+  return false
+end
+redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'spent', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return redis.call('HGETALL', KEYS[1])
 """
+SETTLE = "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then redis.call('HDEL', KEYS[1], 'spent') end"
 DELETE = "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
@@ -53,8 +56,8 @@ class RedisStore:
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
             retry_on_error=[ConnectionError, TimeoutError],
         )
-        scripts = map(self._redis.register_script, (CREATE, WRITE, TAKE, DELETE))
-        self._create, self._write, self._take, self._delete = scripts
+        scripts = map(self._redis.register_script, (CREATE, WRITE, TAKE, SETTLE, DELETE))
+        self._create, self._write, self._take, self._settle, self._delete = scripts
 
     async def create(self, session_id: str, owner: str, lifetime: float) -> bool:
         words: list[str | bytes | int] = [owner, _milliseconds(lifetime)]
@@ -75,6 +78,9 @@ class RedisStore:
         fields = dict(zip(found[::2], found[1::2], strict=True))
         parts = {name.decode()[len(PART) :]: content for name, content in fields.items() if name.startswith(b"part:")}
         return Record(fields[b"head"], parts)
+
+    async def settle(self, session_id: str, owner: str) -> None:
+        await _translated(self._settle(keys=[_key(session_id)], args=[owner]))
 
     async def delete(self, session_id: str, owner: str) -> None:
         await _translated(self._delete(keys=[_key(session_id)], args=[owner]))

@@ -4,8 +4,11 @@
     ...                                                    # session.conversation changes
     kept = await sessions.save(session)                    # False: it was resumed elsewhere
     session, token = await sessions.resume(session_id, token)      # raises NotResumable
+    await sessions.acknowledge(session)                            # the client has that token
 
-A token is random, bound to its session, good for one resumption, and kept here only as a digest.
+A token is random, bound to its session, and kept here only as a digest. It is spent by a resumption; but the answer to
+that, with the next token, may be lost on its way. So a spent token resumes its session again, and no other, until the
+next one was used or acknowledged.
 """
 
 import asyncio
@@ -76,18 +79,21 @@ class Sessions:
         return kept
 
     async def resume(self, session_id: str, token: str) -> tuple[Session, str]:
-        """The session as it was saved last, and the token that resumes it next time; this one is spent."""
+        """The session as it was saved last, and the token that resumes it next time; this one is spent, once the
+        client has that."""
         if len(session_id) > MAX_WORD or len(token) > MAX_WORD:
             raise _not_resumable()
         session = Session(session_id, self._conversation(()))
         new_token = self._new_token(session)
-        record = await self._store.take(
-            session_id, _digest(session_id, token), session.owner, self.expiry
-        )
+        record = await self._store.take(session_id, _digest(session_id, token), session.owner, self.expiry)
         if record is None:
             raise _not_resumable()
         self._restore(session, record)
         return session, new_token
+
+    async def acknowledge(self, session: Session) -> None:
+        """The client has the token of its resumption: the one it resumed with is good for nothing from now on."""
+        await self._store.settle(session.id, session.owner)
 
     async def forget(self, session: Session) -> None:
         await self._store.delete(session.id, session.owner)

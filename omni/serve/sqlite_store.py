@@ -19,7 +19,8 @@ T = TypeVar("T")
 BUSY_SECONDS = 5.0  # while another controller on this machine writes
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, touched REAL NOT NULL, expires REAL NOT NULL, head BLOB NOT NULL
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, touched REAL NOT NULL, expires REAL NOT NULL, head BLOB NOT NULL,
+    spent TEXT
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, name TEXT NOT NULL, content BLOB NOT NULL,
@@ -45,14 +46,19 @@ class SqliteStore:
     async def create(self, session_id: str, owner: str, lifetime: float) -> bool:
         def work() -> bool:
             self._make_room(1, session_id)
-            row = (session_id, owner, *self._times(lifetime), b"")
-            return self._db.execute("INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?)", row).rowcount == 1
+            row = (session_id, owner, *self._times(lifetime), b"", None)
+            return self._db.execute("INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, ?)", row).rowcount == 1
 
         return await self._do(work)
 
     async def write(self, session_id: str, owner: str, change: Change, lifetime: float) -> bool:
         def work() -> bool:
-            if not self._touch(session_id, owner, owner, lifetime):
+            touched, expires = self._times(lifetime)
+            kept = self._db.execute(
+                "UPDATE sessions SET touched = ?, expires = ? WHERE id = ? AND owner = ? AND expires > ?",
+                (touched, expires, session_id, owner, touched),
+            )
+            if kept.rowcount != 1:
                 return False
             self._db.execute("UPDATE sessions SET head = ? WHERE id = ?", (change.head, session_id))
             rows = [(session_id, name, content) for name, content in change.parts.items()]
@@ -67,13 +73,23 @@ class SqliteStore:
 
     async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
         def work() -> Record | None:
-            if not self._touch(session_id, owner, new_owner, lifetime):
+            touched, expires = self._times(lifetime)
+            taken = self._db.execute(
+                "UPDATE sessions SET owner = ?, spent = ?, touched = ?, expires = ? "
+                "WHERE id = ? AND ? IN (owner, spent) AND expires > ?",
+                (new_owner, owner, touched, expires, session_id, owner, touched),
+            )
+            if taken.rowcount != 1:
                 return None
             (head,) = self._db.execute("SELECT head FROM sessions WHERE id = ?", (session_id,)).fetchone()
             parts = self._db.execute("SELECT name, content FROM parts WHERE session = ?", (session_id,)).fetchall()
             return Record(head, dict(parts))
 
         return await self._do(work)
+
+    async def settle(self, session_id: str, owner: str) -> None:
+        statement = "UPDATE sessions SET spent = NULL WHERE id = ? AND owner = ?"
+        await self._do(lambda: self._db.execute(statement, (session_id, owner)))
 
     async def delete(self, session_id: str, owner: str) -> None:
         statement = "DELETE FROM sessions WHERE id = ? AND owner = ?"
@@ -96,14 +112,6 @@ class SqliteStore:
             raise
         self._db.execute("COMMIT")
         return result
-
-    def _touch(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> bool:
-        touched, expires = self._times(lifetime)
-        changed = self._db.execute(
-            "UPDATE sessions SET owner = ?, touched = ?, expires = ? WHERE id = ? AND owner = ? AND expires > ?",
-            (new_owner, touched, expires, session_id, owner, touched),
-        )
-        return changed.rowcount == 1
 
     def _times(self, lifetime: float) -> tuple[float, float]:
         now = self._clock()
@@ -135,7 +143,16 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
         db.execute("PRAGMA foreign_keys = ON")
         db.executescript(SCHEMA)
+        _upgrade(db)
     except sqlite3.Error:
         db.close()
         raise
     return db
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """A file from before there was `spent`."""
+    db.execute("BEGIN IMMEDIATE")
+    if "spent" not in [name for _, name, *_ in db.execute("PRAGMA table_info(sessions)")]:
+        db.execute("ALTER TABLE sessions ADD COLUMN spent TEXT")
+    db.execute("COMMIT")

@@ -3,12 +3,14 @@
     store = stores.open_store(config)               # memory; a SQLite file; redis://HOST:PORT/N
     await store.create("sess_1", owner, lifetime=3600.0)
     await store.write("sess_1", owner, Change(head, parts, gone), 3600.0)      # False: no longer the owner's
-    record = await store.take("sess_1", owner, new_owner, 3600.0)              # None: not the owner's, or expired
+    record = await store.take("sess_1", owner, new_owner, 3600.0)              # None: not this owner's, or expired
+    await store.settle("sess_1", new_owner)                                    # now `owner` cannot take it again
     await store.close()
 
-An owner is the digest of a secret that the client holds. Who takes a session becomes its only owner, in one step, so
-that of two connections with one token one wins, and a late write of the loser changes nothing. A store keeps bytes
-and knows nothing of what they mean.
+An owner is the digest of a secret that the client holds. Who takes a session becomes its only owner, in one step: a
+late write of the one before changes nothing. But a new secret may never reach its client; so the one it was taken with
+takes the session once more, until the new owner has settled or taken it. A store keeps bytes and knows nothing of what
+they mean.
 """
 
 import time
@@ -55,7 +57,12 @@ class Store(Protocol):
         ...
 
     async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
-        """All of the session, which is the new owner's from now on. None: there is no such session of this owner."""
+        """All of the session, which is the new owner's from now on. None: there is no such session of this owner, nor
+        one that was taken from it last and is not settled."""
+        ...
+
+    async def settle(self, session_id: str, owner: str) -> None:
+        """If it is this owner's: the one that it was taken from can do nothing more."""
         ...
 
     async def delete(self, session_id: str, owner: str) -> None:
@@ -82,6 +89,7 @@ def open_store(config: ServeConfig, password: str | None = None) -> Store:
 class _Kept:
     owner: str
     expires: float
+    spent: str | None = None  # the owner that it was taken from, until that is settled
     head: bytes = b""
     parts: dict[str, bytes] = field(default_factory=dict)
 
@@ -123,12 +131,17 @@ class MemoryStore:
         return True
 
     async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
-        kept = self._find(session_id, owner)
-        if kept is None:
+        kept = self._living(session_id)
+        if kept is None or owner not in (kept.owner, kept.spent):
             return None
-        kept.owner = new_owner
+        kept.owner, kept.spent = new_owner, owner
         self._touch(session_id, lifetime)
         return Record(kept.head, dict(kept.parts))
+
+    async def settle(self, session_id: str, owner: str) -> None:
+        kept = self._find(session_id, owner)
+        if kept is not None:
+            kept.spent = None
 
     async def delete(self, session_id: str, owner: str) -> None:
         if self._find(session_id, owner) is not None:
@@ -138,11 +151,15 @@ class MemoryStore:
         self._kept.clear()
         self._bytes = 0
 
-    def _find(self, session_id: str, owner: str) -> _Kept | None:
+    def _living(self, session_id: str) -> _Kept | None:
         kept = self._kept.get(session_id)
         if kept is not None and kept.expires <= self._clock():
             self._forget(session_id)
             return None
+        return kept
+
+    def _find(self, session_id: str, owner: str) -> _Kept | None:
+        kept = self._living(session_id)
         return kept if kept is not None and kept.owner == owner else None
 
     def _touch(self, session_id: str, lifetime: float) -> None:

@@ -34,6 +34,7 @@ class FakeRealtime:
         self.api_key = api_key
         self.close_code = 0  # every new socket is closed with it
         self.remembers = True  # sessions can be resumed
+        self.lose_token = False  # the line breaks once, before the next resumption is answered
         self.numbers = itertools.count()
         self.tokens: dict[str, str] = {}  # token → the session it resumes
         self.fail_next = ""  # the code that the next answer fails with
@@ -119,7 +120,7 @@ class Conversing:
         self.quiet = 0  # frames
         self.answering: asyncio.Task[None] | None = None
         self.number = 0
-        self.response_id = ""
+        self.response_id = self.spent = ""
 
     async def run(self) -> None:
         self.session: dict[str, Any] = {"id": f"sess_{len(self.fake.sockets)}", "type": "realtime"}
@@ -145,12 +146,16 @@ class Conversing:
             await self.say("omni.session.token", session_id=self.session["id"], token=token, expires_in=3600)
 
     async def resume(self, token: str) -> None:
-        found = self.fake.tokens.pop(token, None)
+        found = self.fake.tokens.get(token)  # until the next one is acknowledged
+        if self.fake.lose_token:
+            self.fake.lose_token = False
+            self.connection.transport.abort()
+            return
         if found is None or not self.fake.remembers:
             error = {"code": "session_not_resumable", "message": "No such session.", "event_id": None}
             await self.say("error", error=error)
             return
-        self.session["id"] = found
+        self.session["id"], self.spent = found, token
         await self.say("session.updated", session=self.session)
         await self.give_token()
 
@@ -171,6 +176,8 @@ class Conversing:
                 await self.say("session.updated", session={**self.session, **event["session"]})
             case "omni.session.resume":
                 await self.resume(event["token"])
+            case "omni.session.acknowledge":
+                del self.fake.tokens[self.spent]
             case "input_audio_buffer.commit":
                 await self.say("input_audio_buffer.committed", item_id="item_q", previous_item_id=None)
             case "response.create":

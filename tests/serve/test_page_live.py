@@ -383,6 +383,20 @@ def test_a_restart_is_survived_with_the_session(browser, url, fake):
         assert fake.of_type("conversation.item.create") == []
 
 
+def test_a_line_that_breaks_while_it_resumes_loses_no_session(browser, url, fake):
+    """The token is spent, and the next one never comes: the page comes back with the one it has."""
+    with visitor(browser, url, fake) as page:
+        connected(page)
+        first = page.evaluate(f"{TALK}.session.id")
+        fake.lose_token = True
+        fake.do(lambda socket: socket.hang_up(1012))
+        wait_until(lambda: fake.of_type("omni.session.acknowledge"))
+        connected(page)
+        assert page.evaluate(f"{TALK}.session.id") == first
+        one, other = fake.of_type("omni.session.resume")
+        assert one == other and one["token"] not in fake.tokens
+
+
 def test_a_server_that_forgot_is_told_what_was_said(browser, url, fake):
     """The token is not good any more: the new session gets the questions, and of the answers what was heard."""
     with visitor(browser, url, fake) as page:

@@ -8,11 +8,13 @@ import pytest
 import websockets
 from fake_cluster import UNITS_PER_TOKEN, WORDS, FakeCluster, config, over_tcp, tone, until, whole_answer
 from realtime_client import RealtimeClient, talk
+from websockets.protocol import State
 
 from omni.audio import wav
 from omni.serve.controller import make_app
 from omni.serve.protocol import Message
 from omni.serve.sqlite_store import SqliteStore
+from omni.serve.stores import Change, MemoryStore
 
 QUESTION = wav.to_pcm16(tone())
 PUSH_TO_TALK = {"audio": {"input": {"turn_detection": None, "format": {"rate": 16000}}}}
@@ -152,27 +154,41 @@ async def test_a_restarted_controller_resumes_what_the_one_before_has_saved(tmp_
     assert cluster.requests[1].messages[1] == answered()
 
 
-async def test_an_answer_under_way_keeps_what_was_heard(url, cluster):
+class WatchedStore(MemoryStore):
+    """Shows what was written last."""
+
+    last = Change(b"")
+
+    async def write(self, session_id: str, owner: str, change: Change, lifetime: float) -> bool:
+        kept = await super().write(session_id, owner, change, lifetime)
+        self.last = change
+        return kept
+
+
+async def test_an_answer_under_way_keeps_what_was_heard(tmp_path, cluster):
     """The socket is lost in the middle of an answer: it is incomplete, as far as the client reported to have played."""
     cluster.gate, cluster.gate_at = asyncio.Event(), 8
-    async with talk(url) as client:
-        token = client.token
-        await client.update(**PUSH_TO_TALK)
-        await client.append(QUESTION)
-        await client.send("input_audio_buffer.commit")
-        await client.send("response.create")
-        delta = await client.until("response.output_audio.delta")
-        await client.send("omni.playback", item_id=delta["item_id"], played_ms=TOKEN_MS + 5)
-        await client.update()
-    await until(lambda: len(cluster.closed) == 1)
-    cluster.gate = None
-    async with talk(url) as client:
-        await resume(client, token)
-        await client.until("omni.session.token")
-        last = client.of("conversation.item.done")[-1]["item"]
-        await ask(client)
-    assert last["status"] == "incomplete" and last["content"][0]["transcript"] == WORDS[0]
-    assert cluster.requests[1].messages[1] == answered(1)
+    store = WatchedStore(10, 10**7)
+    async with over_tcp(make_app(config(tmp_path), cluster, store=store)) as url:
+        async with talk(url) as client:
+            token = client.token
+            await client.update(**PUSH_TO_TALK)
+            await client.append(QUESTION)
+            await client.send("input_audio_buffer.commit")
+            await client.send("response.create")
+            while len(client.sound()) < 32 * (TOKEN_MS + 5):  # bytes: what is played has come before
+                delta = await client.until("response.output_audio.delta")
+            await client.send("omni.playback", item_id=delta["item_id"], played_ms=TOKEN_MS + 5)
+            await client.update()
+        await until(lambda: any(b'"incomplete"' in part for part in store.last.parts.values()))
+        cluster.gate = None
+        async with talk(url) as client:
+            await resume(client, token)
+            await client.until("omni.session.token")
+            last = client.of("conversation.item.done")[-1]["item"]
+            await ask(client)
+        assert last["status"] == "incomplete" and last["content"][0]["transcript"] == WORDS[0]
+        assert cluster.requests[1].messages[1] == answered(1)
 
 
 @pytest.mark.parametrize("wrong", ["used", "guessed", "another session's", "unknown session"])
@@ -189,11 +205,57 @@ async def test_a_token_that_is_not_good_resumes_nothing(url, wrong):
         if wrong == "used":
             async with talk(url) as first:
                 await resume(first, token)
+                await first.send("omni.session.acknowledge")
+                await first.update()
         async with talk(url) as thief:
             error = (await resume(thief, tried, "error"))["error"]
             assert (error["code"], error["type"]) == ("session_not_resumable", "invalid_request_error")
             await thief.update(**PUSH_TO_TALK)
             assert (await ask(thief))["status"] == "completed"
+
+
+async def test_a_token_lost_on_its_way_loses_no_session(url, cluster):
+    """The line breaks before the new one has come: the old one resumes the session again, until the new one is used."""
+    async with talk(url) as client:
+        first = client.token
+        await client.update(**PUSH_TO_TALK)
+        await ask(client)
+        items = [each["item"] for each in client.of("conversation.item.done")]
+    async with talk(url) as client:
+        await client.send("omni.session.resume", session_id=first["session_id"], token=first["token"])
+        client.connection.transport.abort()  # and nothing of the answer is read
+    await until(lambda: client.connection.state is State.CLOSED)
+    for token in (first, first):
+        async with talk(url) as client:
+            await resume(client, token)
+            newer = await client.until("omni.session.token")
+            assert [each["item"] for each in client.of("conversation.item.done")] == items
+    async with talk(url) as client:
+        await resume(client, newer)
+        await client.until("omni.session.token")
+        await ask(client)
+        assert cluster.requests[-1].messages[1] == answered()
+        async with talk(url) as thief:
+            assert (await resume(thief, first, "error"))["error"]["code"] == "session_not_resumable"
+        assert (await ask(client))["status"] == "completed"
+
+
+async def test_an_acknowledged_token_is_the_only_one(url):
+    """Then nobody comes with the old one; to acknowledge what was never resumed is no error."""
+    async with talk(url) as client:
+        token = client.token
+        await client.send("omni.session.acknowledge")
+        await client.update()
+    async with talk(url) as client:
+        await resume(client, token)
+        newer = await client.until("omni.session.token")
+        await client.send("omni.session.acknowledge")
+        await client.update()
+        async with talk(url) as thief:
+            assert (await resume(thief, token, "error"))["error"]["code"] == "session_not_resumable"
+        assert (await client.update())["id"] == token["session_id"]
+    async with talk(url) as client:
+        await resume(client, newer)
 
 
 async def test_who_resumes_a_session_is_its_only_owner(url):

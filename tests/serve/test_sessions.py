@@ -67,13 +67,38 @@ async def test_a_restarted_controller_knows_its_sessions(settings, tmp_path):
     await second.close()
 
 
-async def test_a_token_is_good_for_one_resumption(sessions):
+@pytest.mark.parametrize("proof", ["used", "acknowledged"])
+async def test_a_token_is_spent_once_the_client_has_the_next_one(sessions, proof):
     session, first = await sessions.open()
-    _, second = await sessions.resume(session.id, first)
+    again, second = await sessions.resume(session.id, first)
+    if proof == "used":
+        _, third = await sessions.resume(session.id, second)
+    else:
+        await sessions.acknowledge(again)
+        third = second
     with pytest.raises(NotResumable):
         await sessions.resume(session.id, first)
-    _, third = await sessions.resume(session.id, second)
-    assert len({first, second, third}) == 3
+    _, fourth = await sessions.resume(session.id, third)
+    assert len({first, second, third, fourth}) == 3 + (proof == "used")
+
+
+async def test_a_token_that_is_lost_on_its_way_loses_no_session(sessions):
+    """The one before resumes it again, as it was saved last; the lost one is nobody's."""
+    session, first = await sessions.open()
+    say(session)
+    await sessions.save(session)
+    nobody, lost = await sessions.resume(session.id, first)
+    nobody.conversation.delete("t")
+    assert await sessions.save(nobody)
+    again, second = await sessions.resume(session.id, first)
+    assert [item.id for item in again.conversation] == ["q", "a"]
+    with pytest.raises(NotResumable):
+        await sessions.resume(session.id, lost)
+    await sessions.acknowledge(nobody)  # too late: it is no longer its session
+    await sessions.resume(session.id, first)
+    assert not await sessions.save(again)
+    with pytest.raises(NotResumable):
+        await sessions.resume(session.id, second)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +122,10 @@ async def test_a_token_is_bound_to_its_session(sessions):
         await sessions.resume(one.id, token)
 
 
-async def test_of_two_connections_with_one_token_one_wins(sessions):
+async def test_of_several_connections_with_one_token_one_owns_the_session(sessions):
     session, token = await sessions.open()
-    results = await asyncio.gather(*(sessions.resume(session.id, token) for _ in range(5)), return_exceptions=True)
-    assert sum(not isinstance(each, NotResumable) for each in results) == 1
+    results = await asyncio.gather(*(sessions.resume(session.id, token) for _ in range(5)))
+    assert [await sessions.save(each) for each, _ in results] == [False] * 4 + [True]
 
 
 async def test_a_connection_whose_session_was_resumed_elsewhere_can_change_nothing(sessions):

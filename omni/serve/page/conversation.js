@@ -34,7 +34,7 @@ export class Conversation {
     this.turns = [];
     this.session = null; // as the server described it, once it is ready
     this.token = null; // to go on with this session on another line
-    this.resuming = null; // {session, id, items} until the server has said whether it can
+    this.resuming = null; // {session, id, items, token} until the server has said whether it can
     this.notice = null; // {kind, text}
     this.handsFree = false; // listening without a button
     this.pressed = false;
@@ -380,8 +380,7 @@ export class Conversation {
       this.link.proven();
       if (!this.token) return this.ready(session);
       this.resuming = { session, id: this.token.session_id, items: new Set() };
-      this.link.send({ type: "omni.session.resume", ...this.token });
-      this.token = null; // good once
+      this.link.send({ type: "omni.session.resume", ...this.token }); // kept until the next one has come
     },
     "session.updated": ({ session }) => {
       if (this.resuming?.id === session.id) this.resuming.session = session;
@@ -390,8 +389,15 @@ export class Conversation {
     },
     "conversation.item.done": ({ item }) => this.resuming?.items.add(item.id),
     "omni.session.token": ({ session_id, token }) => {
+      const { resuming } = this;
+      if (resuming && resuming.id !== session_id) {
+        resuming.token = { session_id, token }; // the new session's, in case it has to do
+        return;
+      }
       this.token = { session_id, token };
-      if (this.resuming?.id === session_id) this.ready(this.resuming.session, this.resuming.items);
+      if (!resuming) return;
+      this.link.send({ type: "omni.session.acknowledge" });
+      this.ready(resuming.session, resuming.items);
     },
     "omni.conversation.window": ({ left }) => {
       for (const turn of this.turns) if (left.includes(turn.question.itemId)) turn.left = true;
@@ -429,7 +435,10 @@ export class Conversation {
     "response.done": ({ response }) => this.done(response),
     error: ({ error }) => {
       if (HARMLESS.has(error.code)) return;
-      if (error.code === "session_not_resumable" && this.resuming) return this.ready(this.resuming.session);
+      if (error.code === "session_not_resumable" && this.resuming) {
+        this.token = this.resuming.token ?? null;
+        return this.ready(this.resuming.session);
+      }
       this.note("error", error.message);
       if (error.event_id !== "settings" && this.asked?.answer === null) this.failed(this.asked, error);
     },
