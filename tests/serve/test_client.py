@@ -4,22 +4,12 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
-from fake_cluster import FakeCluster, config, lost_worker, over_tcp, question, until, whole_answer
+from fake_cluster import config, lost_worker, over_tcp, question, until, whole_answer
 
 from omni.serve.client import AsyncClient, Client
 from omni.serve.controller import make_app
 from omni.serve.events import EventError, FrameReader, Started, to_frame
 from omni.serve.protocol import AudioDelta, Done, Failed, TextDelta
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def app(tmp_path, cluster):
-    return make_app(config(tmp_path), cluster)
 
 
 async def hear(url: str, data: bytes, **options) -> list:

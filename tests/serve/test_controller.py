@@ -9,20 +9,10 @@ import socket
 import httpx
 import pytest
 import uvicorn
-from fake_cluster import FakeCluster, config, in_process, lost_worker, over_tcp, question, until, whole_answer
+from fake_cluster import config, in_process, lost_worker, over_tcp, question, until, whole_answer
 from prometheus_client.parser import text_string_to_metric_families
 
 from omni.serve.controller import DrainingServer, make_app
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def app(tmp_path, cluster):
-    return make_app(config(tmp_path), cluster)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from fake_cluster import (
     CACHED_TOKENS,
     PROMPT_TOKENS,
     WORDS,
-    FakeCluster,
     config,
     in_process,
     lost_worker,
@@ -41,16 +40,6 @@ def spoken(data: bytes | None = None) -> dict:
 
 def user(*parts) -> dict:
     return {"role": "user", "content": list(parts or [spoken()])}
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def app(tmp_path, cluster):
-    return make_app(config(tmp_path), cluster)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 import uvicorn
-from fake_cluster import UNITS_PER_TOKEN, WORDS, FakeCluster, config, over_tcp, tone, until, whole_answer
+from fake_cluster import UNITS_PER_TOKEN, WORDS, config, over_tcp, tone, until, whole_answer
 from realtime_client import talk
 
 from omni.audio import wav
@@ -24,16 +24,6 @@ ANSWERED = Message("assistant", text="".join(WORDS), token_ids=tuple(range(len(W
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     monkeypatch.setattr(live, "FIRST_WAIT", 0.01)
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def app(tmp_path, cluster):
-    return make_app(config(tmp_path), cluster)
 
 
 async def hear(session: RealtimeSession, last: type, seconds: float = 20.0) -> list:

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 import soxr
-from fake_cluster import CACHED_TOKENS, WORDS, FakeCluster, config, over_tcp, question, tone, whole_answer
+from fake_cluster import CACHED_TOKENS, WORDS, config, over_tcp, question, tone, whole_answer
 from up import Up
 
 from omni.audio import wav
@@ -25,17 +25,6 @@ def spoken() -> bytes:
     """A recorded question and the silence after it, at the client's own rate."""
     samples = soxr.resample(wav.read(HELDOUT / "chitchat-000.flac"), 16_000, 24_000)
     return wav.to_pcm16(samples) + bytes(2 * 24_000)
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-async def url(tmp_path, cluster):
-    async with over_tcp(make_app(config(tmp_path), cluster)) as url:
-        yield url
 
 
 def client_of(url: str) -> openai.AsyncOpenAI:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import websockets
-from fake_cluster import UNITS_PER_TOKEN, WORDS, FakeCluster, config, over_tcp, tone, until, whole_answer
+from fake_cluster import UNITS_PER_TOKEN, WORDS, config, over_tcp, tone, until, whole_answer
 from realtime_client import RealtimeClient, talk
 from websockets.protocol import State
 
@@ -19,17 +19,6 @@ from omni.serve.stores import Change, MemoryStore
 QUESTION = wav.to_pcm16(tone())
 PUSH_TO_TALK = {"audio": {"input": {"turn_detection": None, "format": {"rate": 16000}}}}
 TOKEN_MS = UNITS_PER_TOKEN * 20  # of sound, in the fake's voice
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-async def url(tmp_path, cluster):
-    async with over_tcp(make_app(config(tmp_path), cluster)) as url:
-        yield url
 
 
 @asynccontextmanager

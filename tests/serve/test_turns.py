@@ -5,10 +5,8 @@ import base64
 import json
 
 import httpx
-import pytest
 from fake_cluster import (
     WORDS,
-    FakeCluster,
     config,
     in_process,
     lost_worker,
@@ -24,16 +22,6 @@ from omni.serve import errors
 from omni.serve.controller import make_app
 from omni.serve.events import FRAMES, JSON_LINES, FrameReader, Started
 from omni.serve.protocol import AudioDelta, Done, Failed, TextDelta
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def app(tmp_path, cluster):
-    return make_app(config(tmp_path), cluster)
 
 
 async def ask(app, body: bytes, **kwargs) -> httpx.Response:
