@@ -107,13 +107,15 @@ class Engine:
         received_units: int = 0,
     ) -> Sequence:
         """Queue an answer. What is wrong with it comes as its only Output, from the next step."""
-        sequence = Sequence(turn_id, tuple(conversation), sampling, tuple(forced), received_units, self.clock())
-        with self._changed:
-            if turn_id in self._live:
-                raise ValueError(f"The turn {turn_id!r} is being answered already.")
-            self._live[turn_id] = sequence
-            self._command(lambda: self._begin(sequence))
-        return sequence
+        return self._add(Sequence(turn_id, tuple(conversation), sampling, tuple(forced), received_units, self.clock()))
+
+    def read(self, turn_id: str, conversation: Several[Utterance]) -> Sequence:
+        """Take in what the next question will come after, so that only the question remains to be read.
+
+        Its only Output has `finish` "read". It yields to everybody who asks; nobody need wait for it before asking.
+        """
+        nothing = Sampling(max_new_tokens=1)  # as short as an answer can be
+        return self._add(Sequence(turn_id, tuple(conversation), nothing, arrived=self.clock(), reads_ahead=True))
 
     def abort(self, turn_id: str) -> None:
         """Forget a turn: the next step frees its slot, and gives nothing more of it. An unknown turn is no error."""
@@ -161,7 +163,7 @@ class Engine:
         self._obey()
         plan = self.scheduler.schedule(self.clock())
         results = self._run(plan)
-        outputs = self._postprocess(results)
+        outputs = self._postprocess(results) + self._end_reading()
         failed, self._failed = self._failed, []
         return failed + outputs
 
@@ -249,6 +251,14 @@ class Engine:
                 outputs.append(self._give(sequence, tokens, classes))
         return outputs
 
+    def _end_reading(self) -> list[Output]:
+        """Their slots are free at once, and remember."""
+        done = [each for each in self.scheduler.admitted if self.scheduler.has_read(each)]
+        for each in done:
+            self._mark(each, "finished")
+            self._end(each)
+        return [Output(each.turn_id, finish="read", timings=dict(each.timings)) for each in done]
+
     def _give(self, sequence: Sequence, tokens: list[int], classes: list[list[int]]) -> Output:
         given, text, units, ends = [], "", [], []
         for token_id, positions in zip(tokens, classes, strict=True):
@@ -281,6 +291,15 @@ class Engine:
         return Output(sequence.turn_id, *told, sequence.finish, None, timings, tuple(ends))
 
     # --- commands ----------------------------------------------------------------------------------------------------
+
+    def _add(self, sequence: Sequence) -> Sequence:
+        turn_id = sequence.turn_id
+        with self._changed:
+            if turn_id in self._live:
+                raise ValueError(f"The turn {turn_id!r} is being answered already.")
+            self._live[turn_id] = sequence
+            self._command(lambda: self._begin(sequence))
+        return sequence
 
     def _command(self, command: Callable[[], None]) -> None:
         self._commands.append(command)

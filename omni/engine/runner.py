@@ -7,6 +7,7 @@ so that the next step can be launched before the last one is read.
 from collections.abc import Hashable
 from collections.abc import Sequence as Several
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from omni.engine.slots import Slots
 from omni.engine.speech import Speech
 from omni.engine.stack import Stack
 from omni.model.omni import Omni
-from omni.model.prompt import SPEECH
+from omni.model.prompt import SPEECH, Utterance
 
 STATES_AT_ONCE = 16  # of forced tokens, through the unit decoder: 400 positions
 
@@ -85,13 +86,20 @@ class Runner:
         said = [each.speech for each in sequence.conversation if each.speech is not None]
         if any(len(samples) > mel.N_SAMPLES for samples in said):
             raise SpeechTooLong(f"An utterance is longer than {mel.WINDOW_SECONDS} s.")
-        sequence.prompt_ids = self.omni.prompt(sequence.conversation)
+        sequence.prompt_ids = self._prompt(sequence)
         called = [(hearing.key(samples), self.hearing.length(samples)) for samples in said]
         sequence.keys, sequence.spoken = _keys(sequence.prompt_ids, called)
         sequence.prompt_length = len(sequence.keys)
         kept = {each.key: self.hearing.recall(each.key) for each in sequence.spoken}
         sequence.heard = {name: embeddings for name, embeddings in kept.items() if embeddings is not None}
         sequence.said = {name: samples for (name, _), samples in zip(called, said, strict=True)}
+
+    def _prompt(self, sequence: Sequence) -> list[int]:
+        """Who reads ahead reads up to where the next question's speech will be."""
+        if not sequence.reads_ahead:
+            return self.omni.prompt(sequence.conversation)
+        ids = self.omni.prompt((*sequence.conversation, Utterance("user", speech=np.zeros(0, np.float32))))
+        return ids[: len(ids) - 1 - ids[::-1].index(SPEECH)]
 
     def reuse(self, place: Place) -> None:
         """What another slot remembers of a prompt, into the newcomer's."""
@@ -121,6 +129,8 @@ class Runner:
         assert sequence.slot is not None
         rows = self.slots.rows([sequence.slot], [piece.start], piece.stop - piece.start)
         x = self.text(sequence.embeds[None, piece.start : piece.stop], rows.positions, rows)
+        if sequence.reads_ahead:
+            return None
         x = x[:, max(sequence.prompt_length - 1 - piece.start, 0) :]  # (1, n, D)
         if x.shape[1] == 0:
             return None

@@ -3,12 +3,16 @@
     scheduler.add(sequence)
     plan = scheduler.schedule(now)      # Plan(places, encode, prefill=[Piece(sequence, start, stop)], decode)
     scheduler.emitted(sequence, num_units, now) ; scheduler.remove(sequence)
+    scheduler.has_read(sequence)        # who reads ahead is done
 
 It works by the listener's clock. A listener's buffer is the speech given out minus what was played since its first
 audio; somebody who has not heard anything yet comes first. A newcomer's prompt is read in pieces beside the running
 rows: small pieces while somebody runs dry, larger ones otherwise, never none. So is its speech encoded: an utterance
 cannot be cut, but beside running rows there are only a few in a step. While anybody waits for first audio or runs dry,
 those who are far ahead sit out; their buffers drain in real time, so that they never sit out for long.
+
+Who reads ahead has not asked for anything yet: it takes a slot only where another one stays free, reads one small piece
+a step, and none while somebody waits for first audio.
 """
 
 from collections import deque
@@ -26,6 +30,10 @@ class SchedulerConfig:
     prefill_alone: int = 512  # prompt positions in a step that nobody else shares
     prefill_beside: int = 128  # beside running rows
     prefill_dry: int = 32  # beside a row that runs dry
+    prefill_ahead: int = (
+        64  # of what nobody has asked for yet: a question that comes now waits no longer than this takes
+    )
+    worth_reading: int = 32  # positions; fewer are read with the question in hardly more time
     encode_alone: int = 300  # speech embeddings, of 0.1 s each, encoded in a step; one utterance whatever its length
     encode_beside: int = 100
     encode_dry: int = 1
@@ -117,10 +125,26 @@ class Scheduler:
         if piece.last:
             sequence.state = State.RUNNING
 
+    def has_read(self, sequence: Sequence) -> bool:
+        """It read ahead to its end, or found so little to read that it is not worth a step."""
+        if not sequence.reads_ahead or sequence.slot is None:
+            return False
+        missing = sequence.num_to_prefill - sequence.num_prefilled
+        begun = sequence.num_prefilled > sequence.num_reused
+        return not missing or (not begun and missing < self.config.worth_reading)
+
+    def _next(self) -> Sequence | None:
+        """Who gets a slot: those who ask come first, and who reads ahead leaves one free for them."""
+        asks = next((each for each in self.waiting if not each.reads_ahead), None)
+        if asks is not None:
+            return asks if self.free else None
+        leaves_one = len(self.free) > 1 or (self.free and not self.admitted)  # or the only slot, of an idle engine
+        return self.waiting[0] if self.waiting and leaves_one else None
+
     def _admit(self) -> list[Place]:
         places = []
-        while self.waiting and self.free:
-            sequence = self.waiting.popleft()
+        while (sequence := self._next()) is not None:
+            self.waiting.remove(sequence)
             place = self.prefixes.place(sequence.keys, self.free)
             places.append(place)
             self.free.remove(place.slot)
@@ -145,11 +169,16 @@ class Scheduler:
             buffered = buffers[id(each)]
             return float("-inf") if buffered is None else buffered
 
-        newcomers = any(each.state is State.PREFILL for each in self.admitted)
+        newcomers = any(not each.reads_ahead for each in self._readers())
         hurry = newcomers or any(urgency(each) < self.config.run_dry for each in running)
         if hurry:
             running = [each for each in running if urgency(each) <= self.config.far_ahead]
         return sorted(running, key=urgency)[: self.config.max_rows]  # a stable sort: first come, first served
+
+    def _readers(self) -> list[Sequence]:
+        """Those whose prompt is being read; of those who read ahead one, while nobody waits."""
+        reading = [each for each in self.admitted if each.state is State.PREFILL and not self.has_read(each)]
+        return [each for each in reading if not each.reads_ahead] or reading[:1]
 
     def _pace(self, decode: list[Sequence], now: float) -> str:
         """How much of a newcomer's prompt fits into this step: nobody waits for it, somebody does, or runs dry."""
@@ -166,8 +195,8 @@ class Scheduler:
             "dry": self.config.encode_dry,
         }[pace]
         chosen: list[tuple[Sequence, Spoken]] = []
-        for sequence in self.admitted:
-            for spoken in sequence.unheard if sequence.state is State.PREFILL else ():
+        for sequence in self._readers():
+            for spoken in sequence.unheard:
                 if chosen and spoken.length > budget:
                     return chosen
                 chosen.append((sequence, spoken))
@@ -183,12 +212,13 @@ class Scheduler:
         }[pace]
         encoded = {(id(sequence), spoken.key) for sequence, spoken in encode}
         pieces = []
-        for sequence in self.admitted:
-            if sequence.state is not State.PREFILL or budget <= 0:
-                continue
+        for sequence in self._readers():
+            if budget <= 0:
+                break
             if any((id(sequence), each.key) not in encoded for each in sequence.unheard):
                 continue
-            stop = min(sequence.num_prefilled + budget, sequence.num_to_prefill)
+            most = min(budget, self.config.prefill_ahead) if sequence.reads_ahead else budget
+            stop = min(sequence.num_prefilled + most, sequence.num_to_prefill)
             pieces.append(Piece(sequence, sequence.num_prefilled, stop))
             budget -= stop - sequence.num_prefilled
         return pieces

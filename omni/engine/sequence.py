@@ -90,6 +90,7 @@ class Sequence:
     forced: tuple[int, ...] = ()
     received_units: int = 0
     arrived: float = 0.0
+    reads_ahead: bool = False  # gives no token: its slot shall remember what the next question comes after
 
     state: State = State.WAITING
     slot: int | None = None
@@ -137,7 +138,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Output:
-    """What a step gave one turn. The last one has `finish` ("stop" or "length") or `error`."""
+    """What a step gave one turn. The last one has `error` or `finish`: "stop", "length", or "read" who only read."""
 
     turn_id: str
     token_ids: tuple[int, ...] = ()

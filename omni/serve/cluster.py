@@ -7,7 +7,7 @@ Knows nothing of turns' rules (turn.py) and nothing of HTTP.
 from collections.abc import AsyncIterator
 from typing import Any, Literal, Protocol
 
-from omni.serve.protocol import Tokens, TurnRequest
+from omni.serve.protocol import ReadRequest, Tokens, TurnRequest
 from omni.vocoder.streaming import Chunk, ChunkReply
 
 Kind = Literal["model", "vocoder"]
@@ -18,6 +18,10 @@ class Cluster(Protocol):
 
     def generate(self, request: TurnRequest) -> AsyncIterator[Tokens]:
         """Answer the turn at the least loaded model worker. Closing the iterator frees the worker's slot."""
+        ...
+
+    async def read(self, request: ReadRequest) -> str:
+        """Have a model worker read what a question will come after; who did. Cancelling it ends the reading."""
         ...
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:

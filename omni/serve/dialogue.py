@@ -5,7 +5,7 @@
     await dialogue.hear(message)             # str: an event; bytes: audio. What is wrong with it becomes an error event
     await dialogue.close("The client left.") # every answer has given back what it held
 
-    append ─→ Listening ─┬ Started: the running answer stops                              ┐
+    append ─→ Listening ─┬ Started: the running answer stops; what was said is read ahead ┐
                          ├ Paused:  an answer begins, silently                            ├─→ Responding ─→ Saying
                          ├ Resumed: it is dropped                                         │
                          └ Stopped: the question is complete; the answer is released      ┘
@@ -87,7 +87,7 @@ class Dialogue:
         self._cause = None
         try:
             if isinstance(message, bytes):
-                await self._listening.append(message)
+                await self._append(message)
             else:
                 await self._handle(message)
         except OmniError as exc:
@@ -123,7 +123,7 @@ class Dialogue:
         event = events.parse(text)
         match event:
             case events.Append():
-                await self._listening.append(from_base64(event.audio, "audio"))
+                await self._append(from_base64(event.audio, "audio"))
             case events.Commit():
                 self._commit_by_hand()
             case events.Clear():
@@ -241,6 +241,12 @@ class Dialogue:
 
     # --- what is heard ------------------------------------------------------------------------------------------------
 
+    async def _append(self, pcm16: bytes) -> None:
+        begins = self.settings.turn_detection is None and self._listening.is_empty
+        await self._listening.append(pcm16)
+        if begins:  # by push-to-talk, somebody speaks as soon as there is sound
+            self._responding.read_ahead()
+
     def _act_on(self, signal: Signal) -> None:
         vad = self.settings.turn_detection
         assert vad is not None, "turns are taken where they are detected"
@@ -263,6 +269,8 @@ class Dialogue:
         if vad.interrupt_response:
             self._responding.interrupt("turn_detected")
             self._responding.remember_what_was_heard()
+        if vad.create_response:
+            self._responding.read_ahead()
 
     def _speech_stops(self, sample: int, vad: ServerVad) -> None:
         item_id = self._listening.question_id

@@ -56,6 +56,11 @@ class Listening:
         return not self._buffer.end
 
     @property
+    def is_empty(self) -> bool:
+        """Nothing is kept of what was appended."""
+        return self._buffer.start == self._buffer.end
+
+    @property
     def bytes_in(self) -> int:
         """Of the question that is on its way."""
         return self._buffer.bytes_in

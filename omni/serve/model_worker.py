@@ -11,7 +11,7 @@ from typing import Any
 
 from omni.serve import errors
 from omni.serve.config import ServeConfig
-from omni.serve.protocol import Tokens, TurnRequest
+from omni.serve.protocol import ReadRequest, Tokens, TurnRequest
 
 HEARTBEATS_PER_SILENCE = 4  # a worker that lives speaks four times before it is called silent
 RETRY_AFTER = 1.0
@@ -56,8 +56,26 @@ class ModelWorker:
                     yield self._heartbeat(request, number, sequence)
             self._answered += 1
         finally:
-            self._thinking.abort(request)  # no harm where it has ended
+            self._thinking.abort(name)  # no harm where it has ended
             del self._mailboxes[name]
+
+    async def read(self, request: ReadRequest) -> str:
+        """Read ahead; says who did, so that the turn comes here too. A favour: no place is kept for it."""
+        if len(self._mailboxes) >= self._config.slots:
+            raise errors.Busy("Every slot of this worker is taken.", retry_after=RETRY_AFTER)
+        self._loop = asyncio.get_running_loop()
+        mailbox = self._mailboxes[request.turn_id] = asyncio.Queue[Any]()
+        try:
+            self._thinking.read(request)
+            outputs = await _collect(mailbox, self._config.queue_deadline)
+            if not outputs:
+                raise errors.Busy("No slot was free to read ahead in.", retry_after=RETRY_AFTER)
+            if outputs[0].error is not None:
+                raise self._as_wire_error(outputs[0].error)
+            return self._worker
+        finally:
+            self._thinking.abort(request.turn_id)
+            del self._mailboxes[request.turn_id]
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Serve collects this from every replica and shows it to the controllers' routers."""

@@ -46,6 +46,15 @@ class TurnRequest:
 
 
 @dataclass(frozen=True)
+class ReadRequest:
+    """What a model worker needs to read ahead: all that was said before a question that is still being said."""
+
+    turn_id: str
+    messages: tuple[Message, ...]
+    prefer: str = ""  # as in TurnRequest
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What one or more steps of the model worker gave: new tokens, the text and the units they added.
 

@@ -24,7 +24,7 @@ from ray.serve.exceptions import RayServeException
 from omni.serve import errors
 from omni.serve.cluster import Kind
 from omni.serve.config import ServeConfig
-from omni.serve.protocol import Tokens, TurnRequest
+from omni.serve.protocol import ReadRequest, Tokens, TurnRequest
 from omni.serve.ray_node import environment
 from omni.serve.replicas import board
 from omni.vocoder.streaming import Chunk, ChunkReply
@@ -50,6 +50,7 @@ def attach(config: ServeConfig) -> bool:
 class RayCluster:
     def __init__(self, config: ServeConfig) -> None:
         self._generate, self._vocode = (serve.get_app_handle(DEPLOYMENTS[kind]) for kind in ("model", "vocoder"))
+        self._read = self._generate.options(method_name="read")
         self._generate = self._generate.options(method_name="generate", stream=True)  # options() starts the router
         self._vocode = self._vocode.options(method_name="vocode")
         self._under_way: dict[tuple[Kind, str], list[str]] = {}  # (kind, turn) → request ids
@@ -68,6 +69,10 @@ class RayCluster:
         with self._call("model", request.turn_id, self._generate.remote(request)) as response:
             async for tokens in response:
                 yield tokens
+
+    async def read(self, request: ReadRequest) -> str:
+        with self._call("model", request.turn_id, self._read.remote(request)) as response:
+            return await response
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:
         with self._call("vocoder", turn_id, self._vocode.remote(turn_id, epoch, chunk)) as response:

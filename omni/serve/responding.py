@@ -2,6 +2,7 @@
 
     responding = Responding(registry, saying, settings, when_ended=leave_if_done)
     responding.adopt(session)                  # whose conversation is answered
+    responding.read_ahead()                    # somebody begins to speak: a worker reads what was said before
     responding.guess(question)                 # an answer begins, silently: the question may be over
     responding.drop_guess("The speaker went on.")
     responding.question_ended(bytes_in)        # the guess is released, or an answer is begun
@@ -22,7 +23,8 @@ from omni.serve.alignment import Alignment
 from omni.serve.answering import Answering
 from omni.serve.conversation import Conversation, Item
 from omni.serve.errors import BadRequest, Cancelled, Draining
-from omni.serve.protocol import AudioDelta, Done, Failed, TextDelta
+from omni.serve.protocol import AudioDelta, Done, Failed, Message, TextDelta
+from omni.serve.reading import Reading
 from omni.serve.realtime_response import Response
 from omni.serve.realtime_settings import Settings
 from omni.serve.registry import RETRY_SECONDS, Registry
@@ -59,6 +61,8 @@ class Responding:
         self._last: tuple[str, Answering] | None = None  # the newest answer's item: its playback may go on
         self._answer_next = False  # a question came while an answer ran that it does not interrupt
         self._draining = False
+        self._reading: Reading | None = None  # for the question that is being said
+        self._readings: set[Reading] = set()  # those that have not yet given everything back
         self._running: set[Answering] = set()  # those that have not yet given everything back
 
     # --- what it depends on -------------------------------------------------------------------------------------------
@@ -95,6 +99,7 @@ class Responding:
     def drain(self) -> None:
         """No new answers; a running one may end."""
         self._draining = True
+        self._end_reading()
         self.drop_guess("The controller is shutting down.")
 
     async def close(self, reason: str) -> None:
@@ -102,8 +107,11 @@ class Responding:
         self.drop_guess(reason)
         for answering in list(self._running):
             answering.stop(Cancelled(reason))
+        self._end_reading()
         for answering in list(self._running):
             await answering.ended()
+        for reading in list(self._readings):
+            await reading.ended()
 
     # --- beginnings ---------------------------------------------------------------------------------------------------
 
@@ -123,6 +131,28 @@ class Responding:
         self.drop_guess("Another answer is given.")
         metadata = given.get("metadata")
         self._answer(settings, metadata=metadata if isinstance(metadata, dict) else None)
+
+    def read_ahead(self) -> None:
+        """A question begins: all that it comes after is read while it is said, where that is more than nothing."""
+        if self._draining or self._answering is not None or not (self.conversation.items or self.settings.instructions):
+            return
+        self._end_reading()
+        messages, deadline = self._messages(self.settings), self.config.queue_deadline
+        self._reading = Reading(self.registry.cluster, messages, self.session.worker, deadline)
+        self._readings.add(self._reading)
+        self._reading.when_ended(self._readings.discard)
+
+    def _end_reading(self) -> str:
+        """Which worker the question goes to."""
+        reading, self._reading = self._reading, None
+        return self.session.worker if reading is None else reading.stop()
+
+    def _messages(self, settings: Settings, pending: tuple[Item, ...] = ()) -> list[Message]:
+        """What a worker is to read: instructions, the conversation, and what is pending."""
+        messages = list(self.conversation.messages(pending))
+        if settings.instructions:
+            messages.insert(0, Item.written("system", settings.instructions).message())  # type: ignore[arg-type]
+        return messages
 
     def guess(self, question: Item, bytes_in: int) -> None:
         """Somebody pauses: begin an answer to what was said so far."""
@@ -187,9 +217,7 @@ class Responding:
 
     def _begin(self, settings: Settings, pending: tuple[Item, ...], bytes_in: int = 0) -> Answering:
         """An answer to the conversation and what is pending; it says nothing until it is released."""
-        messages = list(self.conversation.messages(pending))
-        if settings.instructions:
-            messages.insert(0, Item.written("system", settings.instructions).message())  # type: ignore[arg-type]
+        messages = self._messages(settings, pending)
         first, largest = settings.chunks(self.config)
         answering = Answering(
             self.registry,
@@ -200,7 +228,7 @@ class Responding:
             config=dataclasses.replace(self.config, first_chunk=first, chunk=largest),
             room=self._saying.room,
             bytes_in=bytes_in,
-            prefer=self.session.worker,
+            prefer=self._end_reading(),
         )
         self._running.add(answering)
         answering.when_ended(self._running.discard)

@@ -2,7 +2,7 @@
 
 thinking = Thinking(load(config), deliver)     # deliver(outputs) is called in the computing thread
 sequence = thinking.add(request)
-thinking.abort(request)
+thinking.abort(key(request))
 thinking.stop()
 """
 
@@ -20,7 +20,7 @@ from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
 from omni.serve import arithmetic, errors
 from omni.serve.config import ServeConfig
-from omni.serve.protocol import Message, TurnRequest
+from omni.serve.protocol import Message, ReadRequest, TurnRequest
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,11 @@ class Thinking:
         conversation = [_utterance(message) for message in request.messages]
         return self.engine.add(key(request), conversation, sampling, request.forced_tokens, request.received_units)
 
-    def abort(self, request: TurnRequest) -> None:
-        self.engine.abort(key(request))
+    def read(self, request: ReadRequest) -> Sequence:
+        return self.engine.read(request.turn_id, [_utterance(message) for message in request.messages])
+
+    def abort(self, name: str) -> None:
+        self.engine.abort(name)
 
     def stop(self) -> None:
         self._stopped = True

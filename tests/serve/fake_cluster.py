@@ -20,7 +20,7 @@ from omni.audio import wav
 from omni.serve import errors
 from omni.serve.config import ServeConfig
 from omni.serve.controller import server_settings
-from omni.serve.protocol import Tokens, TurnRequest
+from omni.serve.protocol import ReadRequest, Tokens, TurnRequest
 from omni.vocoder.streaming import Chunk, ChunkReply
 
 WORDS = ["I", " am", " a", " fake", ",", " and", " say", " this", " to", " all", "."]
@@ -40,6 +40,9 @@ class FakeCluster:
     def __init__(self) -> None:
         self.requests: list[TurnRequest] = []
         self.closed: list[str] = []  # turns whose token stream was given back
+        self.readings: list[ReadRequest] = []  # what was read ahead
+        self.reading = 0  # of them, how many are under way
+        self.reading_gate: asyncio.Event | None = None  # they wait for it
         self.tokens_sent = 0
         self.vocoded = 0
         self.is_ready = True
@@ -66,6 +69,18 @@ class FakeCluster:
                 self.tokens_sent += 1
         finally:
             self.closed.append(request.turn_id)
+
+    async def read(self, request: ReadRequest) -> str:
+        self.readings.append(request)
+        self.reading += 1
+        try:
+            if self.reading_gate is not None:
+                await self.reading_gate.wait()
+            if self.error is not None:
+                raise self.error
+            return self.worker
+        finally:
+            self.reading -= 1
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:
         self.vocoded += 1

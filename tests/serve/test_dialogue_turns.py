@@ -69,6 +69,19 @@ async def test_the_answer_is_ready_before_the_silence_is_over(url, app, cluster)
     assert cluster.requests[0].messages == cluster.requests[1].messages
 
 
+async def test_what_was_said_before_is_read_while_somebody_speaks(url, cluster):
+    """Once a question, from its first words on; the first one has nothing before it."""
+    async with talk(url) as client:
+        await client.update(**DETECTED)
+        for turn in range(2):
+            await client.append(spoken(), portion=640)
+            await client.until("input_audio_buffer.speech_started")
+            await until(lambda turn=turn: len(cluster.readings) == turn and len(cluster.requests) == turn)
+            await client.append(silence(1.0), portion=640)
+            await client.until("response.done")
+    assert cluster.readings[0].messages == cluster.requests[1].messages[:-1]
+
+
 async def test_what_was_held_back_leaves_at_once(url, cluster):
     """One answer is made; when the silence is over, it is there already."""
     async with talk(url) as client:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fake_cluster import config, over_tcp, until
 from realtime_client import talk
-from test_realtime import DETECTED, ManyVoices, silence, spoken, written
+from talking import DETECTED, ManyVoices, silence, spoken, written
 
 from omni.audio import wav
 from omni.serve.controller import make_app

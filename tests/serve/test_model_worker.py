@@ -16,7 +16,7 @@ from omni.model.sampling import Sampling as ModelSampling
 from omni.serve import errors
 from omni.serve.config import ServeConfig
 from omni.serve.model_worker import ModelWorker
-from omni.serve.protocol import Message, Sampling, Tokens, TurnRequest
+from omni.serve.protocol import Message, ReadRequest, Sampling, Tokens, TurnRequest
 
 SPEECH = wav.read(Path(__file__).parents[1] / "golden" / "audio" / "utt0.wav")
 QUESTION = (Message("user", pcm16=wav.to_pcm16(SPEECH)),)
@@ -80,6 +80,39 @@ async def test_it_counts_what_it_held_already(config):
         worker.stop()
     assert (first[-1].num_cached_tokens, first[0].num_cached_tokens) == (0, 0)
     assert asked + TOKENS - 1 <= second[-1].num_cached_tokens < second[-1].num_prompt_tokens
+
+
+async def test_what_it_read_ahead_it_holds(config):
+    """It says who has read, as the turn shall come here too; and of that turn only the question is read."""
+    worker = ModelWorker(config, "w1")
+    history = (Message("system", text="Be brief, and kind. " * 5), *QUESTION, Message("assistant", text="Yes."))
+    try:
+        assert await worker.read(ReadRequest("ahead", history)) == "w1"
+        assert worker.load()["running"] == worker.load()["waiting"] == worker.load()["answered"] == 0
+        asked = replace(request(), messages=(*history, Message("user", text="And then?")))
+        *_, messages = await whole(worker.generate(asked))
+    finally:
+        worker.stop()
+    new = len("<|im_end|>\n<|im_start|>assistant\n And then?")
+    assert 0 < messages[-1].num_prompt_tokens - messages[-1].num_cached_tokens <= new
+
+
+async def test_a_reading_is_refused_where_the_slots_are_taken_and_ended_where_nobody_waits(worker):
+    """It keeps no place from those who ask, and leaves none behind."""
+    with pytest.raises(errors.BadRequest):
+        await worker.read(ReadRequest("wrong", (Message("user", pcm16=wav.to_pcm16(SPEECH[:1].repeat(31 * 16_000))),)))
+    reading = asyncio.create_task(worker.read(ReadRequest("left", QUESTION * 3)))
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    streams = [worker.generate(request(f"r{i}", tokens=200)) for i in range(2)]
+    for stream in streams:
+        await anext(stream)
+    with pytest.raises(errors.Busy):
+        await worker.read(ReadRequest("full", QUESTION))
+    for stream in streams:
+        await stream.aclose()
+    assert not worker._mailboxes
 
 
 async def test_it_says_where_each_token_ends(worker):

@@ -65,6 +65,22 @@ async def test_the_second_turn_knows_the_first(url, cluster):
     assert (first.prefer, second.prefer) == ("", cluster.worker)
 
 
+async def test_the_first_turn_is_read_again_while_the_second_is_said(url, cluster):
+    """By push-to-talk somebody speaks as soon as there is sound; and its worker reads only what is new of the rest."""
+    async with talk(url) as client:
+        await client.update(**PUSH_TO_TALK)
+        await ask(client)
+        assert cluster.readings == []
+        for _ in range(3):
+            await client.append(QUESTION)
+        await until(lambda: cluster.readings)
+        await client.send("input_audio_buffer.commit")
+        await client.send("response.create")
+        await client.until("response.done")
+    (read,) = cluster.readings
+    assert read.messages == cluster.requests[1].messages[:-1] and read.prefer == cluster.worker
+
+
 async def test_of_a_truncated_answer_the_next_turn_knows_what_was_heard(url, cluster):
     async with talk(url) as client:
         await client.update(**PUSH_TO_TALK)

@@ -3,11 +3,12 @@
 import asyncio
 from typing import Any
 
+import jumping_clock
 import pytest
 from fake_cluster import FakeCluster, config, until, whole_answer
 
 from omni.serve.conversation import Conversation, Item
-from omni.serve.errors import BadRequest
+from omni.serve.errors import BadRequest, Busy
 from omni.serve.metrics import Metrics
 from omni.serve.realtime_settings import Settings
 from omni.serve.registry import Registry
@@ -75,6 +76,34 @@ async def test_a_guess_says_nothing_until_the_question_has_ended(room):
     assert room.outcomes() == {"ok": 1, "cancelled": 0, "failed": 0}
 
 
+def test_what_was_made_in_the_pause_leaves_in_the_moment_of_its_end(tmp_path):
+    """The first sound is posted in the same instant as `committed` by a clock that moves for every wait: no timer, no
+    poll and no step of a worker stands between them. What was not made yet comes as it is made, in order."""
+
+    async def scenario() -> None:
+        loop, room = asyncio.get_running_loop(), Room(tmp_path)
+        room.registry.clock = loop.time
+        room.cluster.gate, room.cluster.gate_at = asyncio.Event(), 8
+        room.responding.guess(question(), 0)
+        await asyncio.sleep(0.4)  # the rest of the silence
+        made, then = room.cluster.vocoded, loop.time()
+        room.ask(question())
+        turns = 0
+        while "response.output_audio.delta" not in room.kinds():
+            await asyncio.sleep(0)
+            turns += 1
+        assert loop.time() == then and turns < 100, "of the event loop: some microseconds each"
+        assert made > 0 and (room.cluster.vocoded, len(room.cluster.requests)) == (made, 1)
+        assert room.kinds()[:2] == ["response.created", "rate_limits.updated"]
+        room.cluster.gate.set()
+        await until(lambda: "response.done" in room.kinds())
+        timing = room.posted[-1]["response"]["omni"]["timing"]
+        assert timing["speculative"] and timing["first_audio_ms"] == 0
+        await room.responding.close("The client left.")
+
+    jumping_clock.run(scenario())
+
+
 @pytest.mark.parametrize("change", ["the question", "the settings", "the conversation"])
 async def test_a_guess_at_something_else_is_not_said(room, change):
     """It is dropped, and an answer to what was really asked is begun."""
@@ -133,3 +162,75 @@ async def test_a_draining_controller_begins_nothing(room):
     room.responding.drain()
     room.responding.guess(question(), 0)
     assert not room.responding.has_run and room.cluster.requests == []
+
+
+# --- reading ahead ----------------------------------------------------------------------------------------------------
+
+
+async def converse(room: Room) -> None:
+    """One question and its answer, so that there is something to read ahead."""
+    room.ask(question(1))
+    await until(lambda: "response.done" in room.kinds())
+
+
+async def test_what_was_said_is_read_while_the_next_question_is(room):
+    """Exactly what its turn's prompt begins with; and the question goes to the worker that has read it."""
+    await converse(room)
+    room.session.worker, room.cluster.worker = "lost", "w2"
+    room.responding.read_ahead()
+    await until(lambda: room.cluster.readings and not room.cluster.reading)
+    room.responding.guess(question(2), 0)
+    await until(lambda: len(room.cluster.requests) == 2)
+    read, asked = room.cluster.readings[0], room.cluster.requests[1]
+    assert read.messages == asked.messages[:-1] and len(read.messages) == 2
+    assert (read.prefer, asked.prefer) == ("lost", "w2")
+
+
+async def test_instructions_are_read_ahead(tmp_path):
+    room = Room(tmp_path, instructions="Be brief.")
+    room.responding.read_ahead()
+    await until(lambda: room.cluster.readings)
+    assert [each.text for each in room.cluster.readings[0].messages] == ["Be brief."]
+    await room.responding.close("The client left.")
+
+
+async def test_where_nothing_was_said_nothing_is_read(room):
+    """Nor by a controller that is draining, though something was."""
+    room.responding.read_ahead()
+    room.session.conversation.add(question(3))
+    room.responding.drain()
+    room.responding.read_ahead()
+    await room.responding.close("The client left.")
+    assert room.cluster.readings == []
+
+
+@pytest.mark.parametrize("end", ["the pause", "another beginning", "the socket's end", "draining"])
+async def test_a_reading_ends_with_its_reason(room, end):
+    """Nothing of it is left at the worker, whatever comes."""
+    await converse(room)
+    room.cluster.reading_gate = asyncio.Event()
+    room.responding.read_ahead()
+    await until(lambda: room.cluster.reading == 1)
+    if end == "the pause":
+        room.responding.guess(question(2), 0)
+    elif end == "another beginning":
+        room.responding.read_ahead()
+        await until(lambda: len(room.cluster.readings) == 2)
+    elif end == "draining":
+        room.responding.drain()
+    await until(lambda: room.cluster.reading == (end in ("another beginning", "the socket's end")))
+    await room.responding.close("The client left.")
+    assert room.cluster.reading == 0
+
+
+async def test_a_reading_that_fails_is_nobodys_error(room):
+    """The question's own turn tells what is wrong, if it still is."""
+    await converse(room)
+    room.cluster.error = Busy("Every slot is taken.")
+    room.responding.read_ahead()
+    await until(lambda: room.cluster.readings and not room.cluster.reading)
+    room.cluster.error = None
+    said = len(room.posted)
+    room.ask(question(2))
+    await until(lambda: room.kinds().count("response.done") == 2)
+    assert "error" not in room.kinds()[said:] and room.cluster.requests[1].prefer == "w1"
