@@ -21,7 +21,7 @@ from omni.model.sampling import Sampling
 from omni.serve.config import ServeConfig
 from omni.vocoder.code_hifigan import CodeHiFiGAN
 from omni.vocoder.render import render
-from omni.vocoder.streaming import ChunkPlanner, ChunkReply, context_frames, samples_per_frame
+from omni.vocoder.streaming import ChunkPlanner, ChunkReply
 
 
 class Ours:
@@ -52,13 +52,11 @@ class Ours:
             self.engine.step()  # the step that frees the slot
 
     def _planner(self) -> ChunkPlanner:
-        shape = self.vocoder.config
-        return ChunkPlanner(
-            context_frames(shape),
+        return ChunkPlanner.of(
+            self.vocoder.config,
             first_chunk=ServeConfig.first_chunk,
             chunk=ServeConfig.chunk,
             growth=ServeConfig.chunk_growth,
-            samples_per_frame=samples_per_frame(shape),
         )
 
     def _vocode(self, planner: ChunkPlanner) -> bytes:

@@ -47,6 +47,7 @@ def check(folder: Folder, report: Report) -> None:
             if weights_folder is not None:
                 check_weights(fixture, checkpoint.read_weights(weights_folder), report)
                 vocoder = checkpoint.load(weights_folder)
+                assert isinstance(vocoder, CodeHiFiGAN), "the published vocoder is one"
                 check_vocoder(fixture, vocoder, report)
                 check_context(summary.get(fixture.path.stem, {}), checkpoint.read_config(weights_folder), report)
         fixture.without_digests()

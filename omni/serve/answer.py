@@ -159,15 +159,13 @@ class Here:
         yield Done(text, finish, num_tokens, planner.units_received, num_samples, timings)
 
     def _planner(self) -> Any:
-        from omni.vocoder.streaming import ChunkPlanner, context_frames, samples_per_frame
+        from omni.vocoder.streaming import ChunkPlanner
 
-        shape = self._vocoder.config
-        return ChunkPlanner(
-            context_frames(shape),
+        return ChunkPlanner.of(
+            self._vocoder.config,
             first_chunk=ServeConfig.first_chunk,
             chunk=ServeConfig.chunk,
             growth=ServeConfig.chunk_growth,
-            samples_per_frame=samples_per_frame(shape),
         )
 
     def _vocode(self, planner: Any) -> Generator[bytes]:

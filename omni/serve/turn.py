@@ -17,18 +17,19 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from omni.serve import errors
 from omni.serve.alignment import Alignment
 from omni.serve.cluster import Cluster, Kind
 from omni.serve.config import ServeConfig
 from omni.serve.protocol import AudioDelta, Done, Event, Failed, Message, Sampling, TextDelta, Tokens, TurnRequest
-from omni.vocoder.streaming import Chunk, ChunkError, ChunkPlanner, ChunkReply, context_frames, samples_per_frame
+from omni.vocoder.streaming import Chunk, ChunkError, ChunkPlanner, ChunkReply, samples_per_frame
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +44,14 @@ class VoiceShape:
     """What the planner has to know of the vocoder; read once per checkpoint."""
 
     num_units: int
-    context_frames: int
     samples_per_frame: int
+    config: Mapping[str, Any]  # of the vocoder
 
     @classmethod
     @lru_cache
     def read(cls, directory: str) -> "VoiceShape":
         config = json.loads((Path(directory) / "config.json").read_text())
-        return cls(config["num_embeddings"], context_frames(config), samples_per_frame(config))
+        return cls(config["num_embeddings"], samples_per_frame(config), config)
 
 
 class Ledger:
@@ -131,12 +132,11 @@ class Turn:
         self.outcome: Done | Failed | None = None
         self._cluster = cluster
         self._config = config
-        self._planner = ChunkPlanner(
-            voice.context_frames,
+        self._planner = ChunkPlanner.of(
+            voice.config,
             first_chunk=config.first_chunk,
             chunk=config.chunk,
             growth=config.chunk_growth,
-            samples_per_frame=voice.samples_per_frame,
         )
         self._audio, self._samples_per_frame = audio, voice.samples_per_frame
         self._more_units = asyncio.Event()

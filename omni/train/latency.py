@@ -21,7 +21,7 @@ from omni.model.prompt import Utterance
 from omni.train import words
 from omni.train.talker import Talker
 from omni.vocoder.render import offline, render
-from omni.vocoder.streaming import Chunk, ChunkPlanner, ChunkReply, context_frames, samples_per_frame
+from omni.vocoder.streaming import Chunk, ChunkPlanner, ChunkReply
 
 OMEGAS = (10, 20, 40, 60, 80, 100, math.inf)  # inf: the whole answer at once
 SAME_STEPS = 1  # of 16 bits
@@ -76,8 +76,7 @@ def think(talker: Talker, samples: np.ndarray) -> Timed:
 
 def speak(vocoder, answer: Timed, omega: float) -> tuple[float, float, bytes]:
     """Until the first chunk's units were there, what rendering it took (seconds), and the whole sound's PCM."""
-    context, hop = context_frames(vocoder.config), samples_per_frame(vocoder.config)
-    planner = ChunkPlanner(context, first_chunk=omega, chunk=omega, growth=1.0, samples_per_frame=hop)
+    planner = ChunkPlanner.of(vocoder.config, first_chunk=omega, chunk=omega, growth=1.0)
     llm = vocoding = 0.0
     pcm = b""
     for i, units in enumerate(answer.units):

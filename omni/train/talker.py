@@ -22,6 +22,7 @@ from omni.model.prompt import Utterance
 from omni.vocoder import checkpoint as vocoder_checkpoint
 from omni.vocoder.code_hifigan import CodeHiFiGAN
 from omni.vocoder.render import offline
+from omni.vocoder.source_filter import SourceFilter
 
 MAX_TOKENS = 64  # an answer that is longer has lost its way
 
@@ -36,7 +37,7 @@ class Reply:
 
 
 class Talker:
-    def __init__(self, omni: Omni, vocoder: CodeHiFiGAN, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(self, omni: Omni, vocoder: CodeHiFiGAN | SourceFilter, max_tokens: int = MAX_TOKENS) -> None:
         self.omni, self.vocoder, self.max_tokens = omni, vocoder, max_tokens
 
     @classmethod

@@ -29,6 +29,7 @@ from omni.train.units import Units, merge
 from omni.vocoder import checkpoint
 from omni.vocoder.code_hifigan import CodeHiFiGAN
 from omni.vocoder.hifigan import Padding
+from omni.vocoder.source_filter import SourceFilter
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def segments(
     return torch.stack(rows), torch.stack(sounds)
 
 
-def duration_loss(model: CodeHiFiGAN, merged: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+def duration_loss(model: CodeHiFiGAN | SourceFilter, merged: Sequence[tuple[list[int], list[int]]]) -> Tensor:
     """Mean squared error of log(frames + 1) over recordings' merged units."""
     units = pad_sequence([torch.tensor(row) for row, _ in merged], batch_first=True)
     wanted = pad_sequence([torch.tensor(durations) for _, durations in merged], batch_first=True)

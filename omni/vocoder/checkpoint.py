@@ -11,23 +11,34 @@ import torch
 from torch import Tensor
 
 from omni.vocoder.code_hifigan import CodeHiFiGAN
+from omni.vocoder.source_filter import SourceFilter
+from omni.vocoder.streaming import SOURCE_FILTER
 
 
 class VocoderCheckpointError(ValueError):
     """A vocoder directory is incomplete, or its weights do not fit its config.json."""
 
 
-def load(directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> CodeHiFiGAN:
-    """directory → CodeHiFiGAN in eval mode. `dtype` is the generator's; durations are always decided in float32."""
+def load(
+    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> CodeHiFiGAN | SourceFilter:
+    """directory → its vocoder in eval mode. `dtype` is CodeHiFiGAN's generator's; all else is float32.
+
+    Durations are always decided in float32, and source and filter need it for their phases.
+    """
     directory = Path(directory)
     config = read_config(directory)
-    model = CodeHiFiGAN(config)
+    if config.get("generator") == SOURCE_FILTER:
+        model: CodeHiFiGAN | SourceFilter = SourceFilter(config)
+    else:
+        model = CodeHiFiGAN(config)
     try:
         model.load_state_dict(fold_weight_norm(read_weights(directory)))
     except RuntimeError as exc:
         raise VocoderCheckpointError(f"the weights in {directory} do not fit its config.json: {exc}") from exc
-    for part in (model.conv_pre, model.ups, model.resblocks, model.conv_post):
-        part.to(dtype)
+    if isinstance(model, CodeHiFiGAN):
+        for part in (model.conv_pre, model.ups, model.resblocks, model.conv_post):
+            part.to(dtype)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -49,12 +60,20 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     return {name: x.float() for name, x in weights.items()}
 
 
-def save(model: CodeHiFiGAN, config: dict[str, Any], directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save(
+    model: CodeHiFiGAN | SourceFilter,
+    config: dict[str, Any],
+    directory: str | Path,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write `model` as the published layout has it: weight norm split up, {"generator": …} in g_00000000.pt."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    weights = {name: x.to(dtype).contiguous() for name, x in split_weight_norm(model.state_dict()).items()}
+    tensors = model.state_dict()
+    if isinstance(model, CodeHiFiGAN):
+        tensors = split_weight_norm(tensors)
+    weights = {name: x.to(dtype).contiguous() for name, x in tensors.items()}
     torch.save({"generator": weights}, directory / "g_00000000.pt")
 
 

@@ -3,8 +3,8 @@
     replies = render(vocoder, chunks)        # chunks of any answers, in any order
     samples = offline(vocoder, units)        # the slow, obvious path: a whole answer at once
 
-A chunk's frames are cut to what its new samples can hear, so an open edge costs `context_frames` and the rounding up
-to a common width.
+A chunk's frames are cut to what its new samples can hear, so an open edge costs `history_frames` or `context_frames`
+and the rounding up to a common width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,22 @@ import torch
 from torch import Tensor
 
 from omni.audio.wav import to_pcm16
-from omni.vocoder.streaming import Chunk, ChunkError, ChunkReply, context_frames, samples_per_frame
+from omni.vocoder.source_filter import SourceFilter
+from omni.vocoder.streaming import (
+    Chunk,
+    ChunkError,
+    ChunkReply,
+    context_frames,
+    history_frames,
+    samples_per_frame,
+)
 
 # Convolutions on a CPU are compiled for every width they meet, and 1024 of them are kept: about ten widths.
 WIDTH_STEP = 16  # frames
 
 
 class Vocoder(Protocol):
-    """Ours (code_hifigan) or fairseq's (fairseq_backend): what rendering asks of it. lengths are in units."""
+    """Ours (code_hifigan, source_filter) or fairseq's (fairseq_backend), as rendering needs it. lengths: in units."""
 
     config: Mapping[str, Any]
 
@@ -87,25 +95,27 @@ class _Window:
     num_new: int
     open_left: bool  # the answer began before
     open_right: bool  # and goes on after
+    phase: float  # of the pulses where the new frames begin
 
 
 def _render(vocoder: Vocoder, chunks: list[Chunk]) -> list[ChunkReply | ChunkError]:
-    context = context_frames(vocoder.config)
+    history, context = history_frames(vocoder.config), context_frames(vocoder.config)
     durations = _durations(vocoder, chunks)
-    windows = [_window(chunk, own, context) for chunk, own in zip(chunks, durations, strict=True)]
-    waves = _generate(vocoder, windows)
-    return [_reply(*parts) for parts in zip(chunks, durations, waves, strict=True)]
+    windows = [_window(chunk, own, history, context) for chunk, own in zip(chunks, durations, strict=True)]
+    sounds = _generate(vocoder, windows)
+    return [_reply(chunk, own, *sound) for chunk, own, sound in zip(chunks, durations, sounds, strict=True)]
 
 
-def _window(chunk: Chunk, durations: tuple[int, ...], context: int) -> _Window:
+def _window(chunk: Chunk, durations: tuple[int, ...], history: int, context: int) -> _Window:
     end = chunk.certain_frames(durations)
-    start = max(0, chunk.skip_frames - context)
+    start = max(0, chunk.skip_frames - history)
     return _Window(
         frames=_frames(chunk.units, durations)[start : None if chunk.final else end + context],
         skip=chunk.skip_frames - start,
         num_new=end - chunk.skip_frames,
         open_left=start > 0 or not chunk.first,
         open_right=not chunk.final,
+        phase=chunk.phase,
     )
 
 
@@ -128,21 +138,34 @@ def _frames(units: Sequence[int], durations: Sequence[int]) -> list[int]:
     return [unit for unit, duration in zip(units, durations, strict=True) for _ in range(duration)]
 
 
-def _generate(vocoder: Vocoder, windows: list[_Window]) -> list[np.ndarray]:
-    """Windows → the samples (S,) of their new frames. A frame is a unit that lasts one frame."""
-    waves = [np.zeros(0, dtype=np.float32) for _ in windows]
+def _generate(vocoder: Vocoder, windows: list[_Window]) -> list[tuple[np.ndarray, float]]:
+    """Windows → the samples (S,) of their new frames, and the phase after them. A frame is a unit that lasts one."""
+    sounds = [(np.zeros(0, dtype=np.float32), window.phase) for window in windows]
     busy = [i for i, window in enumerate(windows) if window.num_new]
     if not busy:
-        return waves
+        return sounds
     width = max(len(windows[i].frames) for i in busy)
     width += -width % WIDTH_STEP
     filled = [_fill(windows[i], width) for i in busy]
     batch, lengths = _pad([window.frames for window in filled], _device(vocoder), width)
-    samples = vocoder(batch, torch.ones_like(batch), lengths).float().cpu().numpy()  # (B, S)
+    samples, phases = _vocode(vocoder, batch, lengths, filled)
     hop = samples_per_frame(vocoder.config)
-    for i, window, wave in zip(busy, filled, samples, strict=True):
-        waves[i] = wave[window.skip * hop : (window.skip + window.num_new) * hop]
-    return waves
+    for i, window, wave, phase in zip(busy, filled, samples.float().cpu().numpy(), phases, strict=True):
+        sounds[i] = wave[window.skip * hop : (window.skip + window.num_new) * hop], phase
+    return sounds
+
+
+def _vocode(
+    vocoder: Vocoder, batch: Tensor, lengths: Tensor, windows: Sequence[_Window]
+) -> tuple[Tensor, Sequence[float]]:
+    """(B, F) → samples (B, S), and the phase that each row's new frames end at."""
+    if not isinstance(vocoder, SourceFilter):
+        return vocoder(batch, torch.ones_like(batch), lengths), [0.0] * len(windows)
+    skip = torch.tensor([window.skip for window in windows], device=batch.device)
+    end = skip + torch.tensor([window.num_new for window in windows], device=batch.device)
+    phase = torch.tensor([window.phase for window in windows], dtype=torch.float64, device=batch.device)
+    samples, phases = vocoder.vocode(batch, lengths, skip, phase, end)
+    return samples, phases.tolist()
 
 
 def _fill(window: _Window, width: int) -> _Window:
@@ -155,10 +178,10 @@ def _fill(window: _Window, width: int) -> _Window:
     return window
 
 
-def _reply(chunk: Chunk, durations: tuple[int, ...], wave: np.ndarray) -> ChunkReply | ChunkError:
+def _reply(chunk: Chunk, durations: tuple[int, ...], wave: np.ndarray, phase: float) -> ChunkReply | ChunkError:
     if not np.isfinite(wave).all():
         return ChunkError(f"Chunk {chunk.number}: the vocoder's output is not finite.")
-    return ChunkReply(chunk.number, to_pcm16(wave), durations)
+    return ChunkReply(chunk.number, to_pcm16(wave), durations, phase)
 
 
 def _pad(rows: Sequence[Sequence[int]], device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:

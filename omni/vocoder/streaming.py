@@ -1,20 +1,21 @@
 """Which units go to the vocoder now, and with how much context. Decides only: knows no tensor, thread or wire.
 
-    planner = ChunkPlanner(context_frames(config), first_chunk=10, chunk=80)
+    planner = ChunkPlanner.of(config, first_chunk=10, chunk=80)      # the vocoder's config.json
     planner.push(units)                    # as the unit decoder emits them
     if chunk := planner.next():            # None: wait for more units, or for the reply in flight
         reply = ...                        # any vocoder worker: a chunk says all there is to know
         planner.accept(reply)              # reply.pcm is the next piece of the answer
     planner.finish()                       # no more units; goes on until planner.done
 
-One sample depends on the frames within `context_frames` of its own, one duration on the units within two of its own.
-So a chunk is cut at a frame, not at a unit:
+One sample depends on `history_frames` before its own and `context_frames` after it, one duration on the units within
+two of its own. So a chunk is cut at a frame, not at a unit:
 
     units     left context │ new                         │ last two: durations not final
-    frames    ≥ context    │ certain: sent to the user   │ context │ unknown
+    frames    ≥ history    │ certain: sent to the user   │ context │ unknown
               skip_frames ─┘                             └─ re-rendered as the next chunk's new part
 
 The last chunk ends where the answer ends, and sends everything. Joined, the chunks are the offline waveform.
+A vocoder with pulses of its own says at which phase a chunk's certain frames end; the next chunk brings that along.
 A duration is decided once: later chunks carry it, so that rounding on another machine cannot shift the frame grid.
 """
 
@@ -27,6 +28,8 @@ from typing import Any
 
 DURATION_CONTEXT = 2  # units on each side that one duration depends on: two convolutions of width 3
 SAMPLE_BYTES = 2  # int16
+FRAMES_PER_UNIT = 1.5  # of the published units, about
+SOURCE_FILTER = "source_filter"  # "generator" in the config.json of vocoder/source_filter.py
 
 
 class ChunkError(ValueError):
@@ -44,6 +47,7 @@ class Chunk:
     final: bool  # units[-1] is the answer's last unit
     durations: tuple[int, ...] = ()  # in frames, of the leading units: decided earlier, binding
     context_frames: int = 0  # frames held back at an open right edge
+    phase: float = 0.0  # of the vocoder's pulses where the new frames begin, in cycles
 
     def __post_init__(self) -> None:
         assert self.units, "a chunk holds at least one unit"
@@ -69,18 +73,49 @@ class ChunkReply:
     number: int
     pcm: bytes  # int16 LE, 16 kHz: the certain frames from skip_frames on
     durations: tuple[int, ...]  # in frames, of every unit of the chunk
+    phase: float = 0.0  # of the pulses where the certain frames end
 
 
 def samples_per_frame(config: Mapping[str, Any]) -> int:
     """Samples the vocoder makes of one frame: 320 in the published shape, 20 ms at 16 kHz."""
+    if config.get("generator") == SOURCE_FILTER:
+        return config["code_hop_size"]
     return math.prod(config["upsample_rates"])
 
 
 def context_frames(config: Mapping[str, Any]) -> int:
-    """Frames on each side that the samples of one frame depend on; exact, from the vocoder's config.
+    """Later frames that the samples of one frame depend on; exact, from the vocoder's config."""
+    return _reach(config)[1]
 
-    The interval of one frame's samples is traced back through every layer to the frames that can reach it.
-    """
+
+def history_frames(config: Mapping[str, Any]) -> int:
+    """Earlier frames that the samples of one frame depend on; exact, from the vocoder's config."""
+    return _reach(config)[0]
+
+
+def _reach(config: Mapping[str, Any]) -> tuple[int, int]:
+    if config.get("generator") == SOURCE_FILTER:
+        return _source_filter_reach(config)
+    both = _hifigan_reach(config)
+    return both, both
+
+
+def _source_filter_reach(config: Mapping[str, Any]) -> tuple[int, int]:
+    """A frame's samples come from windows of four hops, two hops being a frame; windows from pulses and spectra."""
+    first, last = -2, 1 + 2  # half frames whose windows reach into half frames 0 and 1
+    pulses = first - 2 - 1, last + 1 + 1  # under those windows; between two half frames, the pitch is on a line
+    spectra = (
+        first - sum(a for a, _ in config["decoder"]["reach"]),
+        last + sum(b for _, b in config["decoder"]["reach"]),
+    )
+    first, last = min(pulses[0], spectra[0]) // 2, max(pulses[1], spectra[1]) // 2  # in frames
+    first -= sum(before for before, _ in config["prosody"]["reach"])
+    last += sum(after for _, after in config["prosody"]["reach"])
+    return -first, last
+
+
+def _hifigan_reach(config: Mapping[str, Any]) -> int:
+    """The interval of one frame's samples is traced back through every layer to the frames that can reach it."""
     first, last = 0, samples_per_frame(config) - 1
     first, last = first - 3, last + 3  # conv_post, width 7
     resblocks = max(
@@ -109,11 +144,12 @@ class ChunkPlanner:
     def __init__(
         self,
         context_frames: int,
+        history_frames: int | None = None,
         *,
         first_chunk: float = 10,
         chunk: float = 80,
         growth: float = 2.0,
-        frames_per_unit: float = 1.5,
+        frames_per_unit: float = FRAMES_PER_UNIT,
         samples_per_frame: int = 320,
     ) -> None:
         if not 1 <= first_chunk <= chunk:
@@ -121,6 +157,7 @@ class ChunkPlanner:
         if growth < 1 or frames_per_unit < 1:
             raise ValueError(f"growth {growth} and frames_per_unit {frames_per_unit} must be at least 1.")
         self.context_frames = context_frames
+        self.history_frames = context_frames if history_frames is None else history_frames
         self.in_flight: Chunk | None = None  # send it again if its reply is lost
         self.frames_sent = 0  # frames of the answer in accepted replies
         self._largest, self._growth, self._size = chunk, growth, first_chunk
@@ -130,8 +167,22 @@ class ChunkPlanner:
         self._starts = [0]  # first frame of every unit with a decided duration, and the end of the last one
         self._in_flight_from = 0  # index of the in-flight chunk's first unit
         self._number = 0
+        self._phase = 0.0
         self._finished = False
         self._done = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], *, first_chunk: float, chunk: float, growth: float) -> "ChunkPlanner":
+        """The planner for a vocoder's config.json."""
+        return cls(
+            context_frames(config),
+            history_frames(config),
+            first_chunk=first_chunk,
+            chunk=chunk,
+            growth=growth,
+            frames_per_unit=config.get("frames_per_unit", FRAMES_PER_UNIT),
+            samples_per_frame=samples_per_frame(config),
+        )
 
     @property
     def done(self) -> bool:
@@ -175,6 +226,7 @@ class ChunkPlanner:
         self.in_flight = None
         self._number += 1
         self.frames_sent += len(reply.pcm) // self._frame_bytes
+        self._phase = reply.phase
         self._done = chunk.final
         self._decide(reply.durations if chunk.final else reply.durations[:-DURATION_CONTEXT])
         if reply.pcm:
@@ -201,7 +253,7 @@ class ChunkPlanner:
 
     def _make_chunk(self, end: int) -> Chunk:
         num_decided = len(self._starts) - 1
-        start = bisect_right(self._starts, self.frames_sent - self.context_frames) - 1
+        start = bisect_right(self._starts, self.frames_sent - self.history_frames) - 1
         start = max(0, min(start, num_decided - DURATION_CONTEXT))
         self._in_flight_from = start
         return Chunk(
@@ -212,6 +264,7 @@ class ChunkPlanner:
             final=self._finished and end == len(self._units),
             durations=tuple(b - a for a, b in zip(self._starts[start:], self._starts[start + 1 :], strict=False)),
             context_frames=self.context_frames,
+            phase=self._phase,
         )
 
     def _check(self, chunk: Chunk, reply: ChunkReply) -> None:

@@ -1,7 +1,8 @@
-"""Streamed equals offline, batched equals alone; on real CodeHiFiGANs with random weights, of several shapes."""
+"""Streamed equals offline, batched equals alone; on vocoders of both kinds with random weights, of several shapes."""
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,19 +14,21 @@ from hypothesis import strategies as st
 from omni.audio.wav import from_pcm16, to_pcm16
 from omni.vocoder import render as rendering
 from omni.vocoder.render import offline, render
-from omni.vocoder.streaming import Chunk, ChunkError, ChunkPlanner, ChunkReply, context_frames, samples_per_frame
+from omni.vocoder.streaming import (
+    Chunk,
+    ChunkError,
+    ChunkPlanner,
+    ChunkReply,
+    context_frames,
+    history_frames,
+    samples_per_frame,
+)
 
-SHAPES = [*seeded.CONFIGS, "tiny"]
+SHAPES = [*seeded.CONFIGS, *seeded.SOURCE_FILTERS, "tiny"]
 
 
 def planner(vocoder, first_chunk: float = 3, chunk: float = 12, growth: float = 2) -> ChunkPlanner:
-    return ChunkPlanner(
-        context_frames(vocoder.config),
-        first_chunk=first_chunk,
-        chunk=chunk,
-        growth=growth,
-        samples_per_frame=samples_per_frame(vocoder.config),
-    )
+    return ChunkPlanner.of(vocoder.config, first_chunk=first_chunk, chunk=chunk, growth=growth)
 
 
 def stream(vocoder, units: list[int], arrivals: list[int], plan: ChunkPlanner) -> bytes:
@@ -106,7 +109,7 @@ def test_streamed_equals_offline_in_the_published_shape():
     assert_same_sound(stream(vocoder, units, [5], plan), to_pcm16(offline(vocoder, units)))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, "full"])
+@pytest.mark.parametrize("shape", [*seeded.CONFIGS, "tiny", "full"])
 def test_the_context_is_what_a_frame_is_measured_to_hear(shape):
     """The gradient of one frame's samples reaches exactly `context_frames` frames to the farther side."""
     config = seeded.FULL_CONFIG if shape == "full" else seeded.vocoder(shape).config
@@ -118,6 +121,49 @@ def test_the_context_is_what_a_frame_is_measured_to_hear(shape):
     (samples * torch.randn_like(samples)).sum().backward()
     heard = features.grad.abs().sum(dim=(0, 1)).nonzero().flatten() - middle
     assert max(-int(heard.min()), int(heard.max())) == context
+
+
+@pytest.mark.parametrize("shape", seeded.SOURCE_FILTERS)
+def test_a_source_filter_hears_no_farther_than_it_says(shape):
+    """Other units beyond `history_frames` and `context_frames` leave a frame as it is; nearer ones do not."""
+    vocoder = seeded.vocoder(shape)
+    history, context = history_frames(vocoder.config), context_frames(vocoder.config)
+    hop, size = samples_per_frame(vocoder.config), history + context + 5
+    middle, ends = history + 2, [0, size]
+    units = torch.randint(0, 30, (size,), generator=torch.Generator().manual_seed(1))
+    others = (units + 7) % 30
+
+    def frame(start: int, stop: int) -> torch.Tensor:
+        """The samples of the middle frame where only frames start … stop are as they were."""
+        row = others.clone()
+        row[start:stop] = units[start:stop]
+        at = torch.tensor([middle])
+        samples, _ = vocoder.vocode(row[None], torch.tensor([size]), at, torch.zeros(1, dtype=torch.float64), at)
+        return samples[0, middle * hop : (middle + 1) * hop]
+
+    whole = frame(*ends)
+    torch.testing.assert_close(frame(middle - history, middle + context + 1), whole, rtol=0, atol=2e-6)
+    nearest = frame(middle - history // 2, size) if history > 2 else frame(middle, size)
+    assert (nearest - whole).abs().max() > 1e-5
+    if context:
+        assert (frame(0, middle + 1) - whole).abs().max() > 1e-5
+
+
+def test_the_pulses_go_on_where_the_last_chunk_left_them():
+    """Without the phase that a chunk brings along, the voice would start its cycle anew: another sound."""
+    vocoder, units = seeded.vocoder("source-filter"), np.random.default_rng(3).integers(0, 30, 60).tolist()
+    plan = planner(vocoder, 3, 3, 1)
+    plan.push(units)
+    first = plan.next()
+    assert first
+    answer(vocoder, plan, first)
+    second = plan.next()
+    assert second
+    assert second.phase != 0.0
+    (kept,), (lost,) = render(vocoder, [second]), render(vocoder, [replace(second, phase=second.phase + 0.5)])
+    assert isinstance(kept, ChunkReply)
+    assert isinstance(lost, ChunkReply)
+    assert kept.pcm != lost.pcm
 
 
 @pytest.mark.parametrize("case", ["A", "B", "C", "single"])
