@@ -122,6 +122,9 @@ class Recordings:
         with (self.folder / "speech.jsonl").open() as file:
             self.rows = [json.loads(line) for line in file]
         self.starts = np.concatenate(([0], np.cumsum([row["samples"] for row in self.rows])))
+        self.samples_per_frame = (
+            self.rows[0].get("samples_per_frame", SAMPLES_PER_FRAME) if self.rows else SAMPLES_PER_FRAME
+        )
 
     @cached_property
     def _all_samples(self) -> np.ndarray:
@@ -133,12 +136,16 @@ class Recordings:
     def samples(self, number: int) -> np.ndarray:
         return self._all_samples[self.starts[number] : self.starts[number + 1]].astype(np.float32) / 32767
 
+    @property
+    def frame_seconds(self) -> float:
+        return self.samples_per_frame / SAMPLE_RATE
+
     def num_frames(self, number: int) -> int:
-        return self.rows[number]["samples"] // SAMPLES_PER_FRAME
+        return self.rows[number]["samples"] // self.samples_per_frame
 
     def split_frames(self, frames: np.ndarray) -> list[np.ndarray]:
         """Something of every frame of all recordings, end to end → a piece for each recording."""
-        return np.split(frames, self.starts[1:-1] // SAMPLES_PER_FRAME)
+        return np.split(frames, self.starts[1:-1] // self.samples_per_frame)
 
     @classmethod
     def write(cls, folder: Path, texts: Iterable[dict], voice: AnsweringVoice, longest: float = 12.0) -> "Recordings":

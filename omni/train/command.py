@@ -21,6 +21,8 @@ STAGES = {  # name: (module, what it does)
         "omni.train.vocoder_gan",
         "train the vocoder against discriminators: for a voice with a free pitch",
     ),
+    "voice": ("omni.train.voice_units", "learn units from the answering voice's own states, and speak answers in them"),
+    "source-filter": ("omni.train.source_filter", "train the vocoder that speaks them by source and filter"),
     "assemble": ("omni.train.assemble", "put a run's parts together into a checkpoint that a cluster serves"),
     "plot": ("omni.train.metrics", "draw what a run measured as it went"),
 }

@@ -39,7 +39,7 @@ from omni.train import keep, stage1
 from omni.train.answers import Recordings
 from omni.train.metrics import Metrics
 from omni.train.speech import read_shard
-from omni.train.units import SAMPLES_PER_FRAME, merge
+from omni.train.units import merge
 
 logger = logging.getLogger(__name__)
 USER, ASSISTANT, STOP = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
@@ -76,20 +76,19 @@ def load_llm(delta: Path | None, folder: Path | None = None) -> tuple[Llama, Any
 
 def conversations(
     answers: Path, recordings: Recordings, per_answer: int, repeat_share: float, seed: int
-) -> list[tuple[int, str]]:
-    """(number of the recording, what the user said to get it): some instructions of every answer."""
-    asked: dict[str, list[str]] = {}
+) -> list[tuple[int, dict]]:
+    """(number of the recording, the row of the answers that asks for it): some instructions of every answer."""
+    asked: dict[str, dict[str, dict]] = {}
     with answers.open() as file:
         for row in map(json.loads, file):
-            asked.setdefault(row["response"], []).append(row["instruction"])
+            asked.setdefault(row["response"], {}).setdefault(row["instruction"], row)
     draw = random.Random(seed)
     chosen = []
     for number, row in enumerate(recordings.rows):
         if row["kind"] == "repeat" and draw.random() >= repeat_share:
             continue
-        instructions = list(dict.fromkeys(asked.get(row["text"], [])))
-        some = draw.sample(instructions, min(per_answer, len(instructions)))
-        chosen += [(number, instruction) for instruction in some]
+        rows = list(asked.get(row["text"], {}).values())
+        chosen += [(number, each) for each in draw.sample(rows, min(per_answer, len(rows)))]
     return chosen
 
 
@@ -109,7 +108,7 @@ def answer_states(
 
 
 class Prompts:
-    """A question → the LLM's prompt (P, D): as it was spoken where a shard has it, else as text.
+    """A row of the answers → the LLM's prompt (P, D): its own ids, or as a shard has it spoken, or as text.
 
     What the LLM thinks while it answers depends on how it was asked, and it will be asked aloud.
     """
@@ -127,7 +126,10 @@ class Prompts:
         self.adaptor = adaptor
 
     @torch.inference_mode()
-    def __call__(self, instruction: str) -> Tensor:
+    def __call__(self, row: dict) -> Tensor:
+        instruction = row["instruction"]
+        if "prompt" in row:
+            return self.llm.embed(torch.tensor(row["prompt"]))
         if instruction not in self.heard:
             return self._embed(f"{USER}{instruction}{ASSISTANT}")
         frames = self.draw.choice(self.heard[instruction])
@@ -159,7 +161,7 @@ def write_states(args: argparse.Namespace) -> None:
     if args.speech:
         prompts.listen(args.speech, load_adaptor(args.adaptor, llm.embed_tokens.weight))
     answers = [tokenizer(f"{recordings.rows[number]['text']}{STOP}").input_ids for number, _ in chosen]
-    order = sorted(range(len(chosen)), key=lambda i: len(chosen[i][1]) + 4 * len(answers[i]))
+    order = sorted(range(len(chosen)), key=lambda i: len(chosen[i][1]["instruction"]) + 4 * len(answers[i]))
     found: dict[int, tuple[Tensor, float]] = {}
     begun = time.monotonic()
     for first in range(0, len(order), 16):
@@ -168,7 +170,7 @@ def write_states(args: argparse.Namespace) -> None:
         found.update(zip(batch, states, strict=True))
         if first % 800 == 0:
             logger.info("%d of %d, %.0f s", first, len(order), time.monotonic() - begun)
-    aloud = sum(instruction in prompts.heard for _, instruction in chosen)
+    aloud = sum(row["instruction"] in prompts.heard for _, row in chosen)
     agreed = np.array([found[i][1] for i in range(len(chosen))], dtype=np.float32)
     logger.info(
         "%d answers, %d asked aloud; the LLM would choose %.1f %% of their tokens",
@@ -203,13 +205,13 @@ def token_ends(tokenizer: PreTrainedTokenizerFast, text: str) -> list[tuple[int,
 
 
 def tokens_of_units(
-    ends: Sequence[tuple[int, float]], word_ends: Sequence[float], durations: Sequence[int]
+    ends: Sequence[tuple[int, float]], word_ends: Sequence[float], durations: Sequence[float]
 ) -> list[int]:
-    """Which token says each merged unit, by the middle of the unit in time. Silence goes with the word before it."""
+    """Which token says each merged unit, by its middle in time (seconds). Silence goes with the word before it."""
     starts = [0.0, *word_ends]
     token_times = [starts[word] + place * (starts[word + 1] - starts[word]) for word, place in ends]
     token_times[-1] = math.inf
-    middles = (np.cumsum(durations) - np.asarray(durations) / 2) * SAMPLES_PER_FRAME / 16_000
+    middles = np.cumsum(durations) - np.asarray(durations) / 2
     return np.searchsorted(token_times, middles).tolist()
 
 
@@ -242,7 +244,8 @@ def read_answers(folder: Path, recordings: Recordings, codes: Sequence[np.ndarra
             continue
         units, durations = merge(codes[number].tolist())
         word_ends = recordings.rows[number]["word_ends"]
-        tokens = None if word_ends is None else tokens_of_units(ends[i], word_ends, durations)
+        seconds = [frames * recordings.frame_seconds for frames in durations]
+        tokens = None if word_ends is None else tokens_of_units(ends[i], word_ends, seconds)
         answers.append(Spoken(recordings.rows[number]["text"], hidden[i], units, tokens))
     return answers
 

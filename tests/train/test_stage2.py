@@ -20,7 +20,7 @@ def test_tokens_end_within_their_words():
 
 def test_a_unit_belongs_to_the_token_spoken_at_its_middle():
     ends = [(0, 0.5), (0, 1.0), (1, 1.0)]  # two tokens in the first word, one in the second
-    durations = [5, 20, 10, 15]  # middles at 0.05, 0.30, 0.60, 0.85 s
+    durations = [0.1, 0.4, 0.2, 0.3]  # middles at 0.05, 0.30, 0.60, 0.85 s
     assert stage2.tokens_of_units(ends, [0.5, 1.0], durations) == [0, 1, 2, 2]
 
 
@@ -107,8 +107,9 @@ def test_a_question_is_asked_aloud_where_a_shard_has_it(tmp_path):
         return llm.embed(torch.tensor(tiny.byte_tokenizer()(text).input_ids))
 
     begin, written, end = embed(stage2.USER), embed("Hi"), embed(stage2.ASSISTANT)
-    assert prompts("Hi").equal(torch.cat((begin, written, end)))
+    assert prompts({"instruction": "Hi"}).equal(torch.cat((begin, written, end)))
     prompts.listen(tmp_path, adaptor)
     heard = adaptor(said.frames[None].float())[0].detach()
-    assert prompts("Hi").equal(torch.cat((begin, heard, end)))
-    assert prompts("Bye").shape[0] == len(begin) + 3 + len(end)
+    assert prompts({"instruction": "Hi"}).equal(torch.cat((begin, heard, end)))
+    assert prompts({"instruction": "Hi", "prompt": [5, 6, 7]}).equal(llm.embed(torch.tensor([5, 6, 7])))
+    assert prompts({"instruction": "Bye"}).shape[0] == len(begin) + 3 + len(end)
