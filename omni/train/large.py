@@ -175,7 +175,7 @@ def choose_trained(model: nn.Module, trained: str, rank: int, checkpointing: boo
     part = thinker(model)
     if isinstance(model, SpeechToText):
         if trained == "lora":
-            from omni.train.stage1 import add_deltas
+            from omni.train.low_rank import add_deltas
 
             part.llm.requires_grad_(False)
             device, dtype = part.llm.device, part.llm.dtype

@@ -1,0 +1,158 @@
+"""Spoken and written questions → stage 1's batches, by step. Shards that appear while it is at work join in.
+
+    corpus = Corpus(run / "speech", seed=0, heard=32)
+    corpus.spoken_at(step)                                    # 32 utterances of like length
+    corpus.asked_at(step, 12, spoken_share=0.7)               # questions with answers, spoken or in writing
+    corpus.state()                                            # what was there when; Corpus(…, state=…) goes on from it
+
+Utterances come in rounds: each takes every one that was there when it began once. Which shards were there is the only
+thing beside seed and step that decides a batch, so a checkpoint holds it, and a run that was killed goes on as if not.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor, nn
+
+from omni.train import scoring, speech
+from omni.train.instructions import Example, examples
+from omni.train.scoring import Question
+
+KIND_SHARES = {"chitchat": 0.44, "factual": 0.38, "everyday": 0.08, "repeat": 0.10}
+POOL = 16  # batches whose utterances are drawn, and sorted by length, together
+
+
+class CorpusError(ValueError):
+    """There is no speech to learn from, or shards that a run has begun with are gone."""
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """A held-out question, and what the encoder hears of it."""
+
+    question: Question
+    frames: Tensor
+
+
+def read_heldout(manifest: Path) -> list[Heldout]:
+    """The questions for development; those of the test are for `omni evaluate`."""
+    encoder = speech.load_encoder()
+    return [
+        Heldout(question, speech.encode(encoder, soundfile.read(question.audio, dtype="float32")[0]))
+        for question in scoring.read_manifest(manifest)
+        if question.split != "test"
+    ]
+
+
+class Corpus:
+    """`heard` is the size of its batches of utterances; `state` what an earlier start of the same run had read."""
+
+    def __init__(self, folder: Path, seed: int, heard: int, state: dict[str, Any] | None = None) -> None:
+        self.folder, self.seed, self.heard = folder, seed, heard
+        self.shards: list[str] = []  # in the order in which they were read
+        self.spoken: list[speech.Spoken] = []
+        self.to_answer: dict[str, list[list[Asked]]] = {}
+        train, _ = examples(0)
+        self.written = _by_kind_and_group((each, None) for each in train if each.response)
+        if state is None:
+            self._read(self._new())
+            state = {"shards": self.shards, "rounds": [(0, len(self.spoken))], "begun": 0}
+        else:
+            self._read(state["shards"])
+        self.rounds: list[tuple[int, int]] = [(first, size) for first, size in state["rounds"]]  # from step, utterances
+        self.begun: int = state["begun"]  # the round for which it last looked for shards
+        self._groups: tuple[int, list[np.ndarray]] = (-1, [])
+
+    def state(self) -> dict[str, Any]:
+        return {"shards": list(self.shards), "rounds": list(self.rounds), "begun": self.begun}
+
+    def spoken_at(self, step: int) -> list[speech.Spoken]:
+        """Utterances of similar length, so that little is padding. A round takes every one once."""
+        first = self._round(step)
+        if not self.spoken:
+            raise CorpusError(f"{self.folder} holds no speech (*.safetensors): make some with omni train data.")
+        return [self.spoken[i] for i in self._groups[1][step - first]]
+
+    def asked_at(self, step: int, count: int, spoken_share: float) -> "list[Asked]":
+        """Questions by kind, then by group (so that no intent's answer becomes everyone's), then at random."""
+        self._round(step)
+        draw = np.random.default_rng([self.seed, step, 1])
+        pool = [self._draw_one(draw, spoken_share) for _ in range(4 * count)]
+        pool.sort(key=lambda each: _positions(*each))
+        start = int(draw.integers(len(pool) - count + 1))
+        return pool[start : start + count]
+
+    def _draw_one(self, draw: np.random.Generator, spoken_share: float) -> "Asked":
+        kind = str(draw.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+        # What nobody has said aloud yet is asked in writing.
+        spoken = kind != "repeat" and kind in self.to_answer and draw.random() < spoken_share
+        groups = (self.to_answer if spoken else self.written)[kind]
+        weights = np.sqrt([len(group) for group in groups])
+        group = groups[int(draw.choice(len(groups), p=weights / weights.sum()))]
+        return group[int(draw.integers(len(group)))]
+
+    def _round(self, step: int) -> int:
+        """The step at which the round began that `step` belongs to, its batches made. Looks for shards at a new one."""
+        first, size = next(each for each in reversed(self.rounds) if each[0] <= step)
+        length = max(1, -(-size // self.heard))  # in batches
+        start = first + (step - first) // length * length
+        if start > self.begun:
+            self.begun = start
+            self._read(self._new())
+            if len(self.spoken) != size:
+                size = len(self.spoken)
+                self.rounds.append((start, size))
+        if self._groups[0] != start:
+            self._groups = (start, self._batches(start, size))
+        return start
+
+    def _batches(self, start: int, size: int) -> list[np.ndarray]:
+        """A round's utterances: drawn pool by pool, each pool sorted by length and cut into batches, those shuffled."""
+        draw = np.random.default_rng([self.seed, start, 0])
+        order = draw.permutation(size)
+        lengths = np.array([len(said.frames) for said in self.spoken[:size]])
+        groups: list[np.ndarray] = []
+        for first in range(0, size, POOL * self.heard):
+            pool = order[first : first + POOL * self.heard]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            cut = [pool[i : i + self.heard] for i in range(0, len(pool), self.heard)]
+            groups += [cut[i] for i in draw.permutation(len(cut))]
+        return groups
+
+    def _new(self) -> list[str]:
+        return sorted({path.name for path in self.folder.glob("*.safetensors")} - set(self.shards))
+
+    def _read(self, names: Sequence[str]) -> None:
+        for name in names:
+            if not (self.folder / name).exists():
+                raise CorpusError(f"{self.folder / name} is gone; this run has learnt from it. Bring it back.")
+            self.spoken += speech.read_shard(self.folder / name)
+            self.shards.append(name)
+        if names:
+            self.to_answer = _by_kind_and_group((s.example, s) for s in self.spoken if s.example.response)
+
+
+Asked = tuple[Example, speech.Spoken | None]  # a question in writing, or spoken
+
+
+def _by_kind_and_group(asked: Iterator[Asked]) -> dict[str, list[list[Asked]]]:
+    kinds: dict[str, dict[str, list[Asked]]] = {}
+    for each in asked:
+        kinds.setdefault(each[0].kind, {}).setdefault(each[0].group, []).append(each)
+    return {kind: list(groups.values()) for kind, groups in kinds.items()}
+
+
+def _positions(example: Example, said: speech.Spoken | None) -> float:
+    """About how long it is for the LLM."""
+    question = len(said.frames) / 5 if said is not None else len(example.instruction) / 4.5
+    return question + len(example.response) / 4.5
+
+
+def pad(rows: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    """[(T_i, D)] → (B, longest T, D), zeros on the right."""
+    return nn.utils.rnn.pad_sequence([row.to(dtype) for row in rows], batch_first=True)

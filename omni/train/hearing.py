@@ -1,0 +1,172 @@
+"""Phase `hear` of stage 1: the adaptor alone learns what was said, by CTC against the LLM's own token embeddings.
+
+The embeddings are centred, so that what the adaptor says about speech is already in the LLM's language.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omni.model.adaptor import Adaptor
+from omni.train.corpus import pad
+from omni.train.instructions import examples
+from omni.train.words import errors
+
+if TYPE_CHECKING:
+    from omni.train.stage1 import Run
+
+logger = logging.getLogger(__name__)
+OTHERS = 2048  # tokens that are not in a batch, of which CTC hears at a step
+MASKS, LONGEST_MASK = 2, 12  # stretches of frames that an utterance loses in training, each up to 0.24 s
+BLANK_SCALE = 3.0  # log of the scale of the cosines at the start
+BATCH = 32
+
+
+class Hearing(nn.Module):
+    """Adaptor and what CTC needs beside it: a scale, a blank. Its classes are the tokens that occur, then the blank."""
+
+    mean: Tensor
+    tokens: Tensor
+
+    def __init__(self, adaptor: Adaptor, embeddings: Tensor, token_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.adaptor = adaptor
+        mean = embeddings.mean(0)
+        self.length = float((embeddings - mean).norm(dim=-1).mean())  # of a centred embedding, on average
+        self.log_scale = nn.Parameter(torch.tensor(BLANK_SCALE))
+        self.blank = nn.Parameter(torch.randn_like(mean))
+        self.class_of = {token: i for i, token in enumerate(token_ids)}
+        self.token_ids = list(token_ids)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("tokens", F.normalize(embeddings[self.token_ids] - mean, dim=-1), persistent=False)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, D_enc) → logits (B, T, tokens + 1), and how far each length is from an embedding's (B, T, 1)."""
+        return self.logits(self.adaptor(frames).float())
+
+    def knows(self, tokens: Sequence[int]) -> bool:
+        return all(token in self.class_of for token in tokens)
+
+    def logits(self, embeddings: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same from the adaptor's output (B, T, D), and of some classes only.
+
+        The adaptor itself gives mean + what was heard, at an embedding's length: the LLM reads it as it is.
+        """
+        heard = embeddings - self.mean
+        lengths = heard.norm(dim=-1, keepdim=True)
+        heard = heard / lengths
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = heard @ (self.tokens if classes is None else self.tokens[classes]).T
+        blank = heard @ F.normalize(self.blank, dim=0)
+        cosines = torch.cat((tokens.float(), blank[..., None]), dim=-1)
+        return cosines * self.log_scale.exp(), (lengths / self.length - 1).pow(2)
+
+    def loss(self, embeddings: Tensor, num_embeddings: Sequence[int], said: Sequence[Sequence[int]]) -> Tensor:
+        """CTC of the tokens that were said, and a pull towards an embedding's length.
+
+        CTC needs the tokens of this batch alone. All the others are one more class, as likely as they are together;
+        where there are more than OTHERS, a new sample of them at each step speaks for all.
+        """
+        lengths = torch.tensor(num_embeddings)
+        present = sorted({self.class_of[token] for tokens in said for token in tokens})
+        absent = torch.ones(len(self.token_ids), dtype=torch.bool)
+        absent[present] = False
+        others = absent.nonzero()[:, 0]
+        sample = others[torch.randperm(len(others))[:OTHERS]]
+        logits, stretch = self.logits(embeddings, torch.cat((sample, torch.tensor(present, dtype=torch.long))))
+        n = len(sample)
+        chosen = [logits[..., n:]]  # the blank is its last
+        if n:
+            chosen.append(logits[..., :n].logsumexp(-1, keepdim=True) + math.log(len(others) / n))
+        place = {each: i for i, each in enumerate(present)}
+        ctc = F.ctc_loss(
+            torch.cat(chosen, dim=-1).log_softmax(-1).transpose(0, 1),
+            torch.tensor([place[self.class_of[token]] for tokens in said for token in tokens]),
+            lengths,
+            torch.tensor([len(tokens) for tokens in said]),
+            blank=len(present),
+            zero_infinity=True,
+        )
+        inside = torch.arange(logits.shape[1]) < lengths[:, None]
+        return ctc + 0.3 * stretch[inside].mean()
+
+
+def make_hearing(run: "Run") -> Hearing:
+    """Its classes are all tokens of all questions that are there when training starts; a later phase has the same."""
+    path = run.folder / "classes.json"
+    if not path.exists():
+        texts = [each.text for each in run.corpus.spoken]
+        texts += [each.instruction for each in examples(0)[0] if each.kind != "repeat"]
+        tokens = {token for ids in run.tokenizer(texts, add_special_tokens=False).input_ids for token in ids}
+        path.write_text(json.dumps(sorted(tokens)))
+    return Hearing(run.adaptor, run.embeddings.weight.float(), json.loads(path.read_text()))
+
+
+def hear_loss(run: "Run", hearing: Hearing, step: int) -> Tensor:
+    batch = [(each, run.tokens(each.text)) for each in run.corpus.spoken_at(step)]
+    batch = [(each, tokens) for each, tokens in batch if hearing.knows(tokens)]
+    frames = masked(pad([each.frames for each, _ in batch]))
+    lengths = torch.tensor([len(each.frames) for each, _ in batch])
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = run.adaptor(F.dropout(frames, 0.1), lengths)
+    return hearing.loss(embeddings.float(), (lengths // 5).tolist(), [tokens for _, tokens in batch])
+
+
+def masked(frames: Tensor) -> Tensor:
+    """(B, F, D) with some stretches of every row silenced: what is missing must be guessed from what surrounds it."""
+    B, F_ = frames.shape[:2]
+    keep = torch.ones(B, F_, dtype=torch.bool)
+    for row in keep:
+        for start, length in zip(torch.randint(F_, (MASKS,)), torch.randint(LONGEST_MASK + 1, (MASKS,)), strict=True):
+            row[start : start + length] = False
+    return frames * keep[..., None]
+
+
+def train_hearing(run: "Run", rate: float, tokens: bool = False) -> None:
+    hearing = make_hearing(run)
+    with torch.no_grad():
+        run.adaptor.linear2.bias.copy_(hearing.mean)
+    optimizer = torch.optim.AdamW(hearing.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    run.resume(optimizer, hearing)
+    for step in run.each_step():
+        loss = hear_loss(run, hearing, step)
+        run.step(optimizer, loss, hearing.parameters(), rate)
+        if run.time_to_look():
+            run.note(heard_wrong=hear_heldout(run, hearing))
+            run.save(optimizer, hearing)
+    run.note(heard_wrong=hear_heldout(run, hearing))
+    run.save(optimizer, hearing)
+    if tokens:
+        export_tokens(run, hearing)
+
+
+def export_tokens(run: "Run", hearing: Hearing) -> None:
+    """The adaptor that hands on the tokens it hears: its weights, the blank, and the tokens' ids, silence last."""
+    folder = run.folder / "export"
+    folder.mkdir(exist_ok=True)
+    tensors = {name: x.half() for name, x in run.adaptor.state_dict().items()}
+    tensors["tokens.ids"] = torch.tensor([*hearing.token_ids, run.tokens(" ")[0]], dtype=torch.int32)
+    tensors["tokens.blank"] = F.normalize(hearing.blank.detach(), dim=0).half()
+    save_file(tensors, folder / "adaptor.safetensors")
+
+
+@torch.inference_mode()
+def hear_heldout(run: "Run", hearing: Hearing) -> float:
+    """Token error rate of the held-out questions, greedily decoded."""
+    wrong = total = 0
+    for number, each in enumerate(run.heldout):
+        best = hearing(each.frames[None].float())[0][0].argmax(-1)
+        best = torch.unique_consecutive(best)
+        heard = [hearing.token_ids[i] for i in best.tolist() if i < len(hearing.token_ids)]
+        wrong += errors(heard, run.tokens(each.question.instruction))
+        total += len(run.tokens(each.question.instruction))
+        if number % 10 == 0:
+            logger.info("%r heard as %r", each.question.instruction, run.tokenizer.decode(heard))
+    return wrong / total
