@@ -9,6 +9,7 @@ BENCHMARKS = {  # name: (module, what it does)
     "engine": ("bench.engine", "tokens a second, step time and memory by batch, against the hardware's limit"),
     "hops": ("bench.hops", "what it costs to go from one process to the next, with nothing computed behind it"),
     "load": ("bench.load", "conversations with a running cluster: delays, underruns, and how many it can hold"),
+    "agreement": ("bench.agreement", "how often rougher arithmetic chooses what float32 chooses"),
     "growth": ("bench.growth", "how cost grows with answer length, history length and sessions"),
     "vocoder": ("bench.vocoder", "what streaming costs the vocoder"),
 }
