@@ -1,1 +1,1 @@
-"""Measurements to be run again on your machine: `omni bench turn|engine|load|growth|vocoder`. RESULTS.md has ours."""
+"""Measurements to be run again on your machine: `omni bench --help` names them. RESULTS.md has ours."""

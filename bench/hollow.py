@@ -31,12 +31,10 @@ STAMP = struct.Struct("<d")
 
 
 class HollowEngine:
-    """A token for every running turn each `step_seconds`; those that wait for a slot are not its business."""
+    """A token for each of the oldest `slots` turns every `step_seconds`; the others wait."""
 
-    waiting = 0
-
-    def __init__(self, step_seconds: float) -> None:
-        self._step_seconds = step_seconds
+    def __init__(self, step_seconds: float, slots: int) -> None:
+        self._step_seconds, self._slots = step_seconds, slots
         self._due = 0.0
         self._lock = threading.Lock()
         self._something = threading.Event()
@@ -44,13 +42,17 @@ class HollowEngine:
 
     @property
     def running(self) -> int:
-        return len(self._turns)
+        return min(len(self._turns), self._slots)
+
+    @property
+    def waiting(self) -> int:
+        return max(0, len(self._turns) - self._slots)
 
     def add(
         self, turn_id: str, conversation: Any, sampling: Any, forced: Sequence[int], received_units: int
     ) -> engine.Sequence:
         added = engine.Sequence(turn_id, tuple(conversation), sampling, tuple(forced), received_units)
-        added.state, added.prompt_length = engine.State.RUNNING, 1
+        added.prompt_length = 1
         with self._lock:
             self._turns[turn_id] = added, {"arrived": time.monotonic()}
         self._something.set()
@@ -67,7 +69,8 @@ class HollowEngine:
     def step(self) -> list[engine.Output]:
         self._due = time.monotonic() + self._step_seconds
         with self._lock:
-            outputs = [self._token(*turn) for turn in self._turns.values()]
+            rows = list(self._turns.values())[: self._slots]
+            outputs = [self._token(*turn, len(rows)) for turn in rows]
             for output in outputs:
                 if output.finish:
                     del self._turns[output.turn_id]
@@ -78,13 +81,14 @@ class HollowEngine:
     def wake(self) -> None:
         self._something.set()
 
-    def _token(self, sequence: engine.Sequence, timings: dict[str, float]) -> engine.Output:
+    def _token(self, sequence: engine.Sequence, timings: dict[str, float], rows: int) -> engine.Output:
+        sequence.state = engine.State.RUNNING
         sequence.tokens.append(1)
         sequence.num_units += UNITS_PER_TOKEN
         finish = "length" if len(sequence.tokens) == sequence.limit else None
         units = tuple(range(UNITS_PER_TOKEN))
         ends = ((sequence.num_units, 5 * len(sequence.tokens)),)
-        left = timings | {"left": time.monotonic()}
+        left = timings | {"left": time.monotonic(), "at_once": rows}
         return engine.Output(sequence.turn_id, (1,), " word", units, finish, timings=left, ends=ends)
 
 
@@ -95,7 +99,7 @@ class HollowModel:
         self._step_seconds = step_seconds
 
     def __call__(self, config: ServeConfig) -> HollowEngine:
-        return HollowEngine(self._step_seconds)
+        return HollowEngine(self._step_seconds, config.slots)
 
 
 def hollow_vocoder(config: ServeConfig) -> Callable[[Sequence[Chunk]], list[ChunkReply]]:
@@ -120,15 +124,15 @@ def stamp(reply: ChunkReply) -> float | None:
 # --- its cluster --------------------------------------------------------------------------------------------------
 
 
-def make_config(sessions: int) -> ServeConfig:
+def make_config(model_workers: int, slots: int) -> ServeConfig:
     """The defaults of `omni up`; of the tiny checkpoint only the vocoder's shape is read."""
     tiny = checkpoints.resolve("tiny")
-    return ServeConfig(tiny.name, str(tiny.model), str(tiny.vocoder), slots=max(8, sessions))
+    return ServeConfig(tiny.name, str(tiny.model), str(tiny.vocoder), model_workers=model_workers, slots=slots)
 
 
 @contextmanager
 def running(config: ServeConfig, step_seconds: float) -> Iterator[Cluster]:
-    """Ray and one worker of each kind, as `omni up` starts them, and a driver's client to them. Leaves nothing."""
+    """Ray and the workers, as `omni up` starts them, and a driver's client to them. Leaves nothing."""
     with ExitStack() as stack:
         state_dir = Path(tempfile.mkdtemp(prefix="omni-"))
         stack.callback(shutil.rmtree, state_dir, ignore_errors=True)
@@ -141,7 +145,8 @@ def running(config: ServeConfig, step_seconds: float) -> Iterator[Cluster]:
             ray_address=f"{ray_node.own_address()}:{port}",
         )
         os.environ.update(ray_node.environment(state_dir, token))
-        head = ray_node.start_head(state_dir, token, port, {"model": 1, "vocoder": 1}, gpus=0, dashboard=False)
+        places = {"model": config.model_workers, "vocoder": config.vocoder_workers}
+        head = ray_node.start_head(state_dir, token, port, places, gpus=0, dashboard=False)
         stack.callback(ray_node.end, head)
         yield _deploy(stack, config, head, step_seconds)
 
@@ -161,7 +166,7 @@ def _deploy(stack: ExitStack, config: ServeConfig, head: ray_node.Child, step_se
             time.sleep(0.1)
 
     wait_for(lambda: ray_node.answers(config.ray_address) and ray_cluster.attach(config), "Ray")
-    numbers: Mapping[Any, int] = {"model": 1, "vocoder": 1}
+    numbers: Mapping[Any, int] = {"model": config.model_workers, "vocoder": config.vocoder_workers}
     wait_for(lambda: deployments.places() == numbers, "Ray")
     loads: Mapping[Any, Any] = {"model": HollowModel(step_seconds), "vocoder": hollow_vocoder}
     deployments.start(config, numbers, loads)

@@ -2,6 +2,7 @@
 
     omni bench hops                       # starts Ray and one worker of each kind, asks 100 questions, ends it all
     omni bench hops --sessions 8          # eight at once
+    omni bench hops --sessions 16 --model-workers 2        # and how they spread
 
 The workers are those that serve, under Ray Serve as `omni up` starts them, with the same messages; but their model
 gives made-up tokens at a steady pace and their vocoder silence, both at once. The turns and the cluster's client are
@@ -19,9 +20,10 @@ import argparse
 import asyncio
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +46,17 @@ HOPS = {
     "sound": "sound: vocoder worker → controller",
     "first_two": "the first chunk's two hops together",
 }
+SETTINGS = ("turns", "sessions", "model_workers", "slots", "tokens", "step", "question_seconds")
 WARM_UP = 5  # turns that are not counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=100, metavar="N", help="questions asked (default: %(default)s)")
     parser.add_argument("--sessions", type=int, default=1, metavar="N", help="at once (default: %(default)s)")
+    parser.add_argument(
+        "--model-workers", type=int, default=1, metavar="N", help="to spread them over (default: %(default)s)"
+    )
+    parser.add_argument("--slots", type=int, default=8, metavar="N", help="of each of them (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=20, metavar="N", help="of an answer (default: %(default)s)")
     parser.add_argument(
         "--step", type=float, default=0.03, metavar="S", help="between two tokens of an answer (default: %(default)s)"
@@ -61,26 +68,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    for name in ("turns", "sessions", "tokens"):
-        if getattr(args, name) < 1:
-            print(f"omni bench hops: --{name} is {getattr(args, name)}; it is at least 1.", file=sys.stderr)
+    for name in ("turns", "sessions", "model_workers", "slots", "tokens"):
+        if (value := getattr(args, name)) < 1:
+            print(f"omni bench hops: --{name.replace('_', '-')} is {value}; it is at least 1.", file=sys.stderr)
             return 2
     if args.step < 0 or not 0 < args.question_seconds <= 30:
         print("omni bench hops: --step is not negative, and a question 0 … 30 s long.", file=sys.stderr)
         return 2
     about = report.about()
-    config = hollow.make_config(args.sessions)
+    config = hollow.make_config(args.model_workers, args.slots)
     try:
         with hollow.running(config, args.step) as cluster:
-            hops = asyncio.run(measure(cluster, config, args))
+            watched = asyncio.run(measure(cluster, config, args))
     except ray_node.NodeFailed as exc:
         print(f"omni bench hops: {exc}", file=sys.stderr)
         return 1
     found = {
         "about": about,
-        "settings": {name: getattr(args, name) for name in ("turns", "sessions", "tokens", "step", "question_seconds")},
+        "settings": {name: getattr(args, name) for name in SETTINGS},
         "goal": GOAL,
-        "hops": {name: describe(hops[name]) for name in HOPS},
+        "hops": {name: describe(watched.hops[name]) for name in HOPS},
+        "seconds": watched.seconds,
+        "workers": {name: asdict(each) for name, each in watched.workers.items()},
     }
     report.save(args.json, found)
     print(report.heading(about))
@@ -92,21 +101,34 @@ def main(args: argparse.Namespace) -> int:
 
 
 @dataclass
+class Worker:
+    """What one model worker did."""
+
+    turns: int = 0
+    most_at_once: int = 0  # answers that got a token in one step
+
+
+@dataclass
 class Watched:
     """A cluster whose every message is timed."""
 
     cluster: Cluster
+    seconds: float = 0.0
+    workers: dict[str, Worker] = field(default_factory=lambda: defaultdict(Worker))
     hops: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in HOPS})
     _left: dict[str, float] = field(default_factory=dict)  # turn → when its latest units left the engine
 
     async def generate(self, request: TurnRequest) -> AsyncIterator[Tokens]:
-        asked = time.monotonic()
+        asked, name = time.monotonic(), ""
         try:
             async with aclosing(self.cluster.generate(request)) as stream:  # type: ignore[type-var]
                 async for tokens in stream:
-                    now = time.monotonic()
+                    now, name = time.monotonic(), tokens.worker or name
                     if tokens.token_ids:
+                        worker = self.workers[name]
+                        worker.most_at_once = max(worker.most_at_once, int(tokens.timings["at_once"]))
                         if request.turn_id not in self._left:
+                            worker.turns += 1
                             self.hops["question"].append(tokens.timings["arrived"] - asked)
                         self._left[request.turn_id] = tokens.timings["left"]
                         self.hops["units"].append(now - tokens.timings["left"])
@@ -136,8 +158,8 @@ class Watched:
         return self.cluster.ready()
 
 
-async def measure(cluster: Cluster, config: ServeConfig, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of every hop of every turn; `args.sessions` turns at any time."""
+async def measure(cluster: Cluster, config: ServeConfig, args: argparse.Namespace) -> Watched:
+    """Every hop of every turn; `args.sessions` turns at any time."""
     question = Message("user", pcm16=bytes(2 * int(SAMPLE_RATE * args.question_seconds)))
     sampling = Sampling(max_new_tokens=args.tokens)
 
@@ -151,13 +173,14 @@ async def measure(cluster: Cluster, config: ServeConfig, args: argparse.Namespac
             await ask(watched)
 
     await seat(Watched(cluster), iter(range(WARM_UP)))
-    watched = Watched(cluster)
+    watched, started = Watched(cluster), time.monotonic()
     with tqdm(range(args.turns), desc="turns", disable=None) as bar:
         turns = iter(bar)
         async with asyncio.TaskGroup() as seats:
             for _ in range(args.sessions):
                 seats.create_task(seat(watched, turns))
-    return watched.hops
+    watched.seconds = time.monotonic() - started
+    return watched
 
 
 # --- told ---------------------------------------------------------------------------------------------------------
@@ -173,11 +196,14 @@ def summary(found: dict[str, Any]) -> str:
         [HOPS[name], str(each["n"]), *(report.milliseconds(each[which]) for which in ("least", "p50", "p95", "p99"))]
         for name, each in found["hops"].items()
     ]
-    own = found["settings"]
+    own, workers = found["settings"], sorted(found["workers"].values(), key=lambda each: -each["turns"])
     met = "met" if found["hops"]["first_two"]["p50"] <= found["goal"] else "missed"
     return (
         f"{own['sessions']} at once, {own['turns']} turns of {own['tokens']} tokens, one each {1000 * own['step']:g} "
-        f"ms; questions of {own['question_seconds']:g} s\n\n"
+        f"ms; questions of {own['question_seconds']:g} s; {own['slots']} slots in each model worker\n\n"
         + report.table(["hop", "times", "least, ms", "p50", "p95", "p99"], rows)
-        + f"\n\nGoal, on an idle machine with two cores: {1000 * found['goal']:.0f} ms for the last line; p50: {met}."
+        + f"\n\nGoal, on an idle machine with two cores: {1000 * found['goal']:.0f} ms for the last line; p50: {met}.\n"
+        f"{own['turns'] / found['seconds']:.1f} turns a second; "
+        + ", ".join(f"{each['turns']} at a worker that had {each['most_at_once']} at once" for each in workers)
+        + "."
     )

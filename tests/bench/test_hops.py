@@ -23,7 +23,7 @@ class Here:
     """The hollow workers without anything between: a Cluster for a Turn."""
 
     def __init__(self) -> None:
-        self.config = hollow.make_config(sessions=2)
+        self.config = hollow.make_config(model_workers=1, slots=2)
         self.model = ModelWorker(self.config, "w1", load=hollow.HollowModel(0.001))
         self.vocoder = VocoderWorker(self.config, load=hollow.hollow_vocoder)
 
@@ -63,7 +63,9 @@ def arguments(*words: str) -> argparse.Namespace:
 
 async def test_every_hop_of_every_turn_is_counted(here):
     """A question and a first chunk a turn; at least a message and a chunk; and every time is one."""
-    found = await hops.measure(here, here.config, arguments("--turns", "7", "--sessions", "2", "--tokens", "12"))
+    watched = await hops.measure(here, here.config, arguments("--turns", "7", "--sessions", "2", "--tokens", "12"))
+    found = watched.hops
+    assert watched.workers["w1"].turns == 7
     assert set(found) == set(hops.HOPS)
     assert len(found["question"]) == len(found["first_two"]) == 7
     assert 7 * 12 >= len(found["units"]) >= 7 and len(found["sound"]) == len(found["chunk"]) >= 2 * 7
@@ -71,6 +73,12 @@ async def test_every_hop_of_every_turn_is_counted(here):
     # the first chunk's way has both others in it
     assert min(found["first_two"]) >= min(found["chunk"]) + min(found["sound"])
     assert here.model.load()["running"] == 0 and here.vocoder.load()["running"] == 0
+
+
+async def test_a_full_worker_lets_the_others_wait(here):
+    """Five people, two slots: two are answered at a time, and all of them in the end."""
+    watched = await hops.measure(here, here.config, arguments("--turns", "10", "--sessions", "5", "--tokens", "12"))
+    assert (watched.workers["w1"].turns, watched.workers["w1"].most_at_once) == (10, 2)
 
 
 async def test_one_who_leaves_frees_the_hollow_engine(here):
@@ -95,17 +103,27 @@ def test_bad_wishes_are_told(words: list[str], said: str, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_over_ray(tmp_path):
-    """The command itself, on a cluster of its own: its numbers, its table, and nothing left."""
+def test_two_workers_hold_what_two_hold(tmp_path):
+    """The command itself, over Ray Serve: two workers with three slots answer six people at once, three each.
+
+    One would answer three of them and let three wait. And nothing of the cluster is left.
+    """
     file, scratch = tmp_path / "hops.json", Path(tempfile.mkdtemp(prefix="hops-", dir="/tmp"))  # Ray's sockets: short
-    command = [sys.executable, "-m", "omni.cli", "bench", "hops", "--turns", "3", "--tokens", "12", "--json", str(file)]
+    words = ["--model-workers", "2", "--slots", "3", "--sessions", "6", "--turns", "18", "--tokens", "40"]
     run = subprocess.run(
-        command, env=os.environ | {"TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, "-m", "omni.cli", "bench", "hops", *words, "--json", str(file)],
+        env=os.environ | {"TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     found = json.loads(file.read_text())
-    assert found["hops"]["question"]["n"] == found["hops"]["first_two"]["n"] == 3
+    assert [each["most_at_once"] for each in found["workers"].values()] == [3, 3]
+    assert sum(each["turns"] for each in found["workers"].values()) == 18
+    assert found["hops"]["question"]["n"] == found["hops"]["first_two"]["n"] == 18
     assert all(0 < each["p50"] <= each["p95"] for each in found["hops"].values())
-    assert "| the first chunk's two hops together | 3 |" in run.stdout
+    assert "| the first chunk's two hops together | 18 |" in run.stdout
     assert list(scratch.iterdir()) == []
     scratch.rmdir()
