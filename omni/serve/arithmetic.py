@@ -1,7 +1,7 @@
 """What a worker computes with: the setting "auto" → a dtype of this machine. torch is imported here.
 
 bfloat16 halves the bytes a step reads, and on a processor with AVX512_BF16 or AMX also its time; the mini checkpoint
-then chooses the token that float32 chooses 996 times in 1000 (bench/RESULTS.md). Other processors only imitate it.
+then chooses nearly always the token that float32 chooses (`omni bench agreement`). Other processors only imitate it.
 """
 
 import torch
