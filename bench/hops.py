@@ -34,7 +34,7 @@ from omni.audio.wav import SAMPLE_RATE
 from omni.serve import ray_node
 from omni.serve.cluster import Cluster, Kind
 from omni.serve.config import ServeConfig
-from omni.serve.protocol import Failed, Message, Sampling, Tokens, TurnRequest
+from omni.serve.protocol import Failed, Message, ReadRequest, Sampling, Tokens, TurnRequest
 from omni.serve.turn import Turn
 from omni.vocoder.streaming import Chunk, ChunkReply
 
@@ -135,6 +135,9 @@ class Watched:
                     yield tokens
         finally:
             self._left.pop(request.turn_id, None)
+
+    async def read(self, request: ReadRequest) -> str:
+        return await self.cluster.read(request)
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:
         waited_for = self._left.get(turn_id)

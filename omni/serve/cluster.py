@@ -36,7 +36,7 @@ class Cluster(Protocol):
         """The state behind /v1/cluster.
 
         {"workers": [{"kind": "model" | "vocoder", "id": str, "node": str, "pid": int, "state": "ready" | "silent",
-                      "slots": int, "running": int, "waiting": int, "answered": int}, …],
+                      "slots": int, "running": int, "waiting": int, "answered": int, "read": int (ahead)}, …],
          "wanted": {"model": int, "vocoder": int}}
         """
         ...

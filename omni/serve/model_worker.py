@@ -28,7 +28,7 @@ class ModelWorker:
 
         self._config = config
         self._worker = worker or _replica_id()
-        self._answered = 0
+        self._answered = self._read = 0
         self._mailboxes: dict[str, asyncio.Queue] = {}  # the engine's name for a turn → its outputs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._as_wire_error, self._key = thinking.as_wire_error, thinking.key
@@ -72,6 +72,7 @@ class ModelWorker:
                 raise errors.Busy("No slot was free to read ahead in.", retry_after=RETRY_AFTER)
             if outputs[0].error is not None:
                 raise self._as_wire_error(outputs[0].error)
+            self._read += 1
             return self._worker
         finally:
             self._thinking.abort(request.turn_id)
@@ -88,6 +89,7 @@ class ModelWorker:
             "running": self._thinking.engine.running,
             "waiting": self._thinking.engine.waiting,
             "answered": self._answered,
+            "read": self._read,
         }
 
     def check_health(self) -> None:

@@ -10,7 +10,9 @@
 
 Workers are caches: the ledger holds all that was received, so another model worker can go on with the tokens forced,
 and any vocoder worker can make any chunk. Every recovery raises the epoch; messages of an old epoch, doubled ones and
-gaps are told by their numbers. Knows the cluster only as `cluster.Cluster`: no Ray, no HTTP, no torch.
+gaps are told by their numbers. A listener who holds back (a paused player, a reader that does not read) goes the same
+way: the worker is left, and asked for the rest once there is room for it. Knows the cluster only as `cluster.Cluster`:
+no Ray, no HTTP, no torch.
 """
 
 import asyncio
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 GREEDY = Sampling()
 OUTBOX_EVENTS = 64  # a slow client holds the turn up here, and not in memory
+HOLD_SECONDS = 5.0  # a listener who takes nothing for so long, of a full outbox, gives the worker's slot back
 SLOT_RETRY = 0.1  # seconds between two knocks at a full worker, while an answer is interrupted
 RETRY_AFTER = 2.0  # seconds until a lost worker is usually replaced
 
@@ -111,6 +114,10 @@ class Ledger:
         return True
 
 
+class HeldBack(Exception):
+    """The listener takes nothing: what a worker makes now would only wait."""
+
+
 class Turn:
     """See the module. `run()` is iterated once; it raises nothing but CancelledError."""
 
@@ -140,7 +147,8 @@ class Turn:
         )
         self._audio, self._samples_per_frame = audio, voice.samples_per_frame
         self._more_units = asyncio.Event()
-        self._outbox: asyncio.Queue[Event] = asyncio.Queue(OUTBOX_EVENTS)
+        self._outbox: asyncio.Queue[Event] = asyncio.Queue()  # who fills it waits for `_room` first
+        self._taken = asyncio.Event()  # set whenever the listener takes something
         self._work: asyncio.Task[None] | None = None
         self._cancelled = False
         self._start = 0.0
@@ -156,6 +164,7 @@ class Turn:
         try:
             while True:
                 event = await self._outbox.get()
+                self._taken.set()
                 if isinstance(event, Done | Failed):
                     self.outcome = event
                 elif isinstance(event, AudioDelta):
@@ -214,6 +223,11 @@ class Turn:
         while True:
             try:
                 return await self._follow(self._cluster.generate(self.ledger.request()))
+            except HeldBack:
+                await self._room(OUTBOX_EVENTS // 2)
+                give_up = _now() + self._config.queue_deadline
+                self.ledger.raise_epoch()
+                continue
             except errors.Busy:
                 if _now() >= give_up:
                     raise
@@ -244,9 +258,21 @@ class Turn:
                 if watch.heard(message, _now()):
                     self._suspect("model")
                     raise errors.WorkerLost(f"No new token for {self._config.progress_deadline:g} s.")
-                await self._deliver(message)
+                self._deliver(message)
+                if self.ledger.finish is None:
+                    await self._room(OUTBOX_EVENTS, HOLD_SECONDS)
         finally:
             await _close(stream)
+
+    async def _room(self, most: int, patience: float | None = None) -> None:
+        """Until fewer than `most` events wait to be taken. HeldBack where none is taken for `patience` seconds."""
+        while self._outbox.qsize() >= most:
+            self._taken.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._taken.wait()
+            except TimeoutError:
+                raise HeldBack from None
 
     async def _next(self, stream: AsyncIterator[Tokens], watch: "Watch") -> Tokens:
         """The stream's next message, or WorkerLost after silence."""
@@ -264,14 +290,14 @@ class Turn:
         finally:
             await _abandon({pending})
 
-    async def _deliver(self, message: Tokens) -> None:
+    def _deliver(self, message: Tokens) -> None:
         self._planner.push(message.units)
         if message.finish:
             self._planner.finish()
         self._more_units.set()
         if message.text:
             self.ledger.timings.setdefault("first_text", _now() - self._start)
-            await self._outbox.put(TextDelta(message.text))
+            self._outbox.put_nowait(TextDelta(message.text))
 
     async def _speak(self) -> None:
         """Vocode chunk after chunk; tokens go on arriving meanwhile."""
@@ -281,6 +307,7 @@ class Turn:
             if chunk is None:
                 await self._more_units.wait()
                 continue
+            await self._room(OUTBOX_EVENTS)
             reply = await self._vocode(chunk)
             if reply.pcm:
                 self.ledger.timings.setdefault("first_audio", _now() - self._start)

@@ -14,7 +14,7 @@ import pytest
 
 from bench import hollow, hops
 from omni.serve.model_worker import ModelWorker
-from omni.serve.protocol import Tokens, TurnRequest
+from omni.serve.protocol import ReadRequest, Tokens, TurnRequest
 from omni.serve.vocoder_worker import VocoderWorker
 from omni.vocoder.streaming import Chunk, ChunkReply
 
@@ -30,6 +30,9 @@ class Here:
     async def generate(self, request: TurnRequest) -> AsyncIterator[Tokens]:
         async for tokens in self.model.generate(request):
             yield tokens
+
+    async def read(self, request: ReadRequest) -> str:
+        return await self.model.read(request)
 
     async def vocode(self, turn_id: str, epoch: int, chunk: Chunk) -> ChunkReply:
         return await self.vocoder.vocode(turn_id, epoch, chunk)

@@ -89,6 +89,7 @@ async def test_what_it_read_ahead_it_holds(config):
     try:
         assert await worker.read(ReadRequest("ahead", history)) == "w1"
         assert worker.load()["running"] == worker.load()["waiting"] == worker.load()["answered"] == 0
+        assert worker.load()["read"] == 1
         asked = replace(request(), messages=(*history, Message("user", text="And then?")))
         *_, messages = await whole(worker.generate(asked))
     finally:

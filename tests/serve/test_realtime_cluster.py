@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from realtime_client import RealtimeClient, talk
 from up import Up, assert_gone, end_up, start_up
+from waiting import wait_until
 
 from omni.audio import wav
 
@@ -67,3 +68,21 @@ async def test_a_conversation_of_three_turns_with_an_interruption(mini):
         assert numbers == sorted(numbers, key=[second["id"], third["id"]].index), "nothing old after the new"
     for response in (first, second, third):
         print(response["omni"]["number"], response["status"], response["omni"]["timing"])
+
+
+async def test_instructions_are_read_ahead(mini):
+    """While the first question is on its way its worker reads what comes before it, and then only the question."""
+
+    def has_read() -> int:
+        return sum(each["read"] for each in mini.workers("model"))
+
+    before = await asyncio.to_thread(has_read)
+    async with talk(mini.url) as client:
+        silent = {"input": {"format": {"rate": 16000}, "turn_detection": None}}
+        await client.update(audio=silent, instructions="Be kind, and brief. " * 10, max_output_tokens=8)
+        await client.append(question(0))
+        await asyncio.to_thread(wait_until, lambda: has_read() > before)
+        await client.send("input_audio_buffer.commit")
+        await client.send("response.create")
+        usage = (await client.until("response.done", seconds=120))["response"]["usage"]
+    assert 32 <= usage["input_token_details"]["cached_tokens"] < usage["input_tokens"]

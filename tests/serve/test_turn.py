@@ -12,7 +12,7 @@ from jumping_clock import run
 from omni.serve import errors
 from omni.serve.config import ServeConfig
 from omni.serve.protocol import AudioDelta, Done, Event, Failed, Message, Sampling, TextDelta, Tokens, TurnRequest
-from omni.serve.turn import Turn
+from omni.serve.turn import HOLD_SECONDS, Turn
 from omni.vocoder.streaming import Chunk, ChunkReply
 
 STEP = 0.02  # seconds a token takes
@@ -480,3 +480,72 @@ def test_ends_that_do_not_fit_are_not_believed(settings):
     heard, cluster = hear([wrong, answer], settings)
     assert_whole(heard)
     assert len(cluster.requests) == 2
+
+
+# --- a listener who holds back ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_outbox(monkeypatch) -> None:
+    monkeypatch.setattr("omni.serve.turn.OUTBOX_EVENTS", 4)
+
+
+async def listen_but_pause(turn: Turn, cluster: ScriptedCluster, after: int, seconds: float) -> tuple[Heard, int]:
+    """Takes `after` events, nothing for a while, and then the rest. Returns also how many streams were open then."""
+    heard, clock, still_open = Heard(), asyncio.get_running_loop(), -1
+    async for event in turn.run():
+        heard.add(event, clock.time())
+        if len(heard.events) == after:
+            await asyncio.sleep(seconds)
+            still_open = cluster.open
+    return heard, still_open
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_a_listener_who_holds_back_gives_the_slot_back(settings, small_outbox, after):
+    """No worker has work for a paused player; where it was left, the answer goes on: whole, and none of it twice."""
+    cluster = ScriptedCluster([answer])
+    heard, still_open = run(listen_but_pause(turn(cluster, settings), cluster, after, 2 * HOLD_SECONDS))
+    assert_whole(heard)
+    assert still_open == cluster.open == 0
+    first, second = cluster.requests
+    assert first.forced_tokens == () and 0 < len(second.forced_tokens) <= after + 4 + 1
+    assert second.epoch == first.epoch + 1
+
+
+def test_a_short_pause_costs_nothing(settings, small_outbox):
+    """The stream waits, and goes on: nothing is asked for again."""
+    cluster = ScriptedCluster([answer])
+    heard, still_open = run(listen_but_pause(turn(cluster, settings), cluster, 2, HOLD_SECONDS / 2))
+    assert_whole(heard)
+    assert still_open == 1 and len(cluster.requests) == 1
+
+
+def test_who_comes_back_waits_for_a_slot(settings, small_outbox):
+    """The worker that was left may be full by then: the answer is begun, so it knocks again."""
+    busy: list[TurnRequest] = []
+
+    async def full(request: TurnRequest) -> AsyncIterator[Tokens]:
+        busy.append(request)
+        raise errors.Busy("Every slot is taken.")
+        yield  # a generator
+
+    cluster = ScriptedCluster([answer, full, full, answer])
+    heard, _ = run(listen_but_pause(turn(cluster, settings), cluster, 2, 2 * HOLD_SECONDS))
+    assert_whole(heard)
+    assert len(busy) == 2 and cluster.open == 0
+
+
+def test_a_paused_listener_may_leave(settings, small_outbox):
+    """Held back, then gone: nothing is left, and nothing was asked for again."""
+
+    async def leave() -> None:
+        events = running.run()
+        await anext(events)
+        await asyncio.sleep(2 * HOLD_SECONDS)
+        await events.aclose()
+
+    cluster = ScriptedCluster([answer])
+    running = turn(cluster, settings)
+    run(leave())
+    assert cluster.open == 0 and len(cluster.requests) == 1
