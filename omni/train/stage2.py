@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,13 +38,16 @@ from omni.model.llm import Llama
 from omni.model.unit_decoder import UnitDecoder
 from omni.train import keep, stage1
 from omni.train.answers import Recordings
+from omni.train.listening import Listening, ListeningError
 from omni.train.metrics import Metrics
 from omni.train.speech import read_shard
 from omni.train.units import merge
+from omni.vocoder.checkpoint import VocoderCheckpointError
 
 logger = logging.getLogger(__name__)
 USER, ASSISTANT, STOP = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 IGNORED = -100
+LISTENED = 4  # answers to listen to while training
 
 
 @dataclass(frozen=True)
@@ -344,14 +348,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--rate", type=float, default=2e-3, help="learning rate, falling to zero over the minutes")
     train.add_argument("--answer-weight", type=float, default=8.0, help="how much more often answers come than repeats")
+    train.add_argument("--vocoder", type=Path, help="its folder: speak held-out answers into samples/ as training goes")
+    train.add_argument("--listen-every", type=int, default=1000, metavar="STEPS", help="(default: %(default)s)")
     train.add_argument("--heldout", type=int, default=100, help="last recordings that are not trained on")
 
 
 def main(args: argparse.Namespace) -> int:
     if args.step == "states":
         write_states(args)
-    else:
+        return 0
+    try:
         train(args)
+    except (ListeningError, VocoderCheckpointError) as exc:
+        print(f"omni train stage2: {exc}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -373,6 +383,7 @@ def train(args: argparse.Namespace) -> None:
     done, step = resume(decoder, optimiser, args.output / "training.pt")
     metrics = Metrics(args.output / "metrics.csv", step)
     logger.info("%d answers to learn, %d held out, %d units", len(answers), len(heldout), blank)
+    listen = Listening(args.vocoder, args.output, (heldout or answers)[:LISTENED], blank) if args.vocoder else None
     begun, saved_at = time.monotonic() - done, time.monotonic()
     for batch in batches(answers, weights, args.batch, args.seed, step):
         minutes = (time.monotonic() - begun) / 60
@@ -387,6 +398,8 @@ def train(args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimiser.step()
         step += 1
+        if listen and step % args.listen_every == 0:
+            listen(decoder, step)
         if step % 25 == 0:
             logger.info("%.1f min, step %d: loss %.3f, CTC per unit %.3f", minutes, step, loss.item(), timed.item())
             metrics.row(
