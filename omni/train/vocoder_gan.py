@@ -224,6 +224,8 @@ def listen(training: Training, recordings: Recordings, heldout: dict[int, np.nda
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not (args.voice / "speech.npy").exists():
+        raise TrainingError(f"{args.voice} holds no recordings (speech.npy): make them with omni train units.")
     recordings, units = Recordings(args.voice), Units.load(args.voice / "units.safetensors")
     codes = recordings.split_frames(np.load(args.voice / "codes.npy").astype(np.int64))
     if args.heldout >= len(codes):
@@ -235,6 +237,10 @@ def train(args: argparse.Namespace) -> None:
     config = json.loads(args.config.read_text()) if args.config else SHAPES[args.shape]
     if args.start:
         config = checkpoint.read_config(args.start)
+        if "generator" in config:
+            raise TrainingError(
+                f"{args.start} holds a {config['generator']} vocoder; only CodeHiFiGAN is trained here."
+            )
     config = config | {"num_embeddings": len(units.centroids)}
     training = Training(new_generator(config, units, args.start), Discriminators(args.narrow), args.rate, device)
     begun = kept(args.output, args.from_step)

@@ -104,6 +104,13 @@ def test_a_checkpoint_that_is_not_there_is_named(voice, monkeypatch, capsys):
     assert "no checkpoint of step 1; it has [2]" in capsys.readouterr().err
     assert run(monkeypatch, voice, "more", 2, "--heldout", "6") == 2
     assert "leave none to learn" in capsys.readouterr().err
+    (voice / "other").mkdir()
+    (voice / "other" / "config.json").write_text('{"generator": "source_filter"}')
+    assert run(monkeypatch, voice, "more", 2, "--start", str(voice / "other")) == 2
+    assert "only CodeHiFiGAN is trained here" in capsys.readouterr().err
+    (voice / "voice" / "speech.npy").unlink()
+    assert run(monkeypatch, voice, "more", 2) == 2
+    assert "holds no recordings" in capsys.readouterr().err
 
 
 def test_it_goes_on_from_a_vocoder_that_regression_trained(voice, monkeypatch):
