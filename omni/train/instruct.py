@@ -146,7 +146,7 @@ class Maker:
             meant = words.words(text)
             if words.errors(words.words(self.listen(sound)), meant) > self.settings.word_errors * len(meant):
                 raise Dropped("not heard back")
-        units = {} if self.units is None else {"units": self._units(spoken)}
+        units = {} if self.units is None else {"units": self._units(spoken, response)}
         names = {"audio": f"questions/{name}.flac", "answer_audio": f"answers/{name}.flac"}
         for path, sound in zip(names.values(), (question, spoken), strict=True):
             keep.whole(folder / path, partial(_write, samples=sound))
@@ -164,11 +164,11 @@ class Maker:
             raise Dropped("cannot be said")
         return instruction, response
 
-    def _units(self, spoken: np.ndarray) -> list[int]:
+    def _units(self, spoken: np.ndarray, text: str) -> list[int]:
         assert self.units is not None, "a reader was asked for"
         if len(spoken) > self.units.longest:
             raise Dropped("answer too long for its units")
-        return merge(self.units(wav.from_pcm16(wav.to_pcm16(spoken))))[0]  # of the sound as it is kept
+        return merge(self.units(wav.from_pcm16(wav.to_pcm16(spoken)), text))[0]  # of the sound as it is kept
 
 
 def _write(path: Path, samples: np.ndarray) -> None:

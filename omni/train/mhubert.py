@@ -70,7 +70,7 @@ class MHubert:
             hook.remove()
         return found[0].reshape(-1, self.model.config.hidden_size)
 
-    def __call__(self, samples: np.ndarray) -> list[int]:
+    def __call__(self, samples: np.ndarray, text: str = "") -> list[int]:
         """The last unit goes on to the end of the last whole 20 ms."""
         wanted = len(samples) // SAMPLES_PER_FRAME
         if wanted < 2:

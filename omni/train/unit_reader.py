@@ -1,21 +1,27 @@
-"""Recordings → units, by what a voice's units are: the mini voice's (states of Whisper) or mHuBERT's (mhubert.py).
+"""Answers → units, by what a voice's units are: its own states' (voice_units.py), Whisper's or mHuBERT's (mhubert.py).
 
-reader = find(units=Path("voice/units.safetensors"))          # or mhubert=FOLDER, kmeans=FILE; None without any
-codes = reader(samples)                                       # (S,) at 16 kHz → a unit for every whole 20 ms
-merged, durations = merge(codes)
+    reader = find(units=Path("voice/units.safetensors"))          # or mhubert=FOLDER, kmeans=FILE; None without any
+    codes = reader(samples, text)                                 # (S,) at 16 kHz and what is said → a unit a frame
+    merged, durations = merge(codes)
+
+The voice's own units follow from the text alone, a frame lasts 25 ms; the others are read off the sound, every 20 ms.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from omni.model import packaged
 from omni.model.checkpoint import load_whisper
 from omni.model.encoder import Encoder
 from omni.train.units import SAMPLES_PER_FRAME, Units, encode
+from omni.train.voice_states import VoiceStates, decoder_weights
+from omni.train.voice_units import metric, nearest, phone_of
 
 
 class UnitsError(ValueError):
@@ -26,7 +32,24 @@ class Reader(Protocol):
     num_units: int
     longest: int  # samples that it can read at once
 
-    def __call__(self, samples: np.ndarray) -> list[int]: ...
+    def __call__(self, samples: np.ndarray, text: str) -> list[int]: ...
+
+
+class VoiceReader:
+    """Units that `omni train voice` learnt: what the voice would say, whatever the recording's pitch and noise."""
+
+    longest = 2**31
+
+    def __init__(self, centroids: np.ndarray, phones: Sequence[str]) -> None:
+        self.voice = VoiceStates()
+        self.scale = metric(decoder_weights(), centroids.shape[1])
+        self.centroids, self.phones, self.num_units = centroids @ self.scale, phones, len(centroids)
+
+    def __call__(self, samples: np.ndarray, text: str) -> list[int]:
+        said = self.voice(text)
+        phones = [phone_of(letter) for letter in said.phones]
+        codes = nearest(said.states @ self.scale, phones, self.centroids, self.phones)
+        return codes.repeat(said.frames).tolist()
 
 
 class WhisperReader:
@@ -42,19 +65,7 @@ class WhisperReader:
         self.num_units = len(units.centroids)
         self.longest = min(len(units.position_mean), encoder.config.num_positions) * SAMPLES_PER_FRAME
 
-    @classmethod
-    def load(cls, path: Path) -> "WhisperReader":
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-            if about.get("encoder", "whisper") != "whisper":
-                raise UnitsError(f"{path} holds mHuBERT's units: name --mhubert and --kmeans instead of --units.")
-            units = Units.load(path)
-        except (OSError, SafetensorError, KeyError, TypeError) as exc:
-            raise UnitsError(f"{path} is no units.safetensors of `omni train units`: {exc!r}") from exc
-        return cls(units, load_whisper(packaged.fetch("whisper-tiny.en")).bfloat16())
-
-    def __call__(self, samples: np.ndarray) -> list[int]:
+    def __call__(self, samples: np.ndarray, text: str = "") -> list[int]:
         whole = samples[: len(samples) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME]
         states = encode(self.encoder, [whole], [self.units.layer])[self.units.layer][0]
         return self.units(states.half().float(), torch.arange(len(states))).tolist()  # in half, as they were learnt
@@ -64,12 +75,28 @@ def find(units: Path | None = None, mhubert: Path | None = None, kmeans: Path | 
     """The reader that was asked for. Raises UnitsError."""
     check(units, mhubert, kmeans)
     if units is not None:
-        return WhisperReader.load(units)
+        return load(units)
     if mhubert is not None and kmeans is not None:
         from omni.train.mhubert import MHubert
 
         return MHubert(mhubert, kmeans)
     return None
+
+
+def load(path: Path) -> Reader:
+    """The reader of a units.safetensors, by what lies in it."""
+    try:
+        with safe_open(path, "pt") as file:
+            about, names = file.metadata() or {}, set(file.keys())
+        if about.get("encoder", "whisper") != "whisper":
+            raise UnitsError(f"{path} holds mHuBERT's units: name --mhubert and --kmeans instead of --units.")
+        if "phones" in names:
+            known = load_file(path)
+            return VoiceReader(known["centroids"].numpy(), [chr(i) for i in known["phones"].tolist()])
+        units = Units.load(path)
+    except (OSError, SafetensorError, KeyError, TypeError) as exc:
+        raise UnitsError(f"{path} is no units.safetensors of `omni train units` or `voice`: {exc!r}") from exc
+    return WhisperReader(units, load_whisper(packaged.fetch("whisper-tiny.en")).bfloat16())
 
 
 def check(units: Path | None, mhubert: Path | None, kmeans: Path | None) -> None:

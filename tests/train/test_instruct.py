@@ -91,7 +91,7 @@ class Loudness:
 
     num_units, longest = 10, 16_000 * 20
 
-    def __call__(self, samples):
+    def __call__(self, samples, text=""):
         frames = np.abs(samples[: len(samples) // 320 * 320].reshape(-1, 320)).mean(1)
         return np.minimum(frames * 100, 9).astype(int).tolist()
 

@@ -14,7 +14,7 @@ from transformers import HubertConfig, HubertModel
 from omni import cli
 from omni.train import mhubert
 from omni.train.mhubert import MHubert
-from omni.train.unit_reader import UnitsError, WhisperReader, find
+from omni.train.unit_reader import UnitsError, find, load
 from omni.train.units import Units
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48,
@@ -136,7 +136,7 @@ def test_the_command_writes_what_the_vocoder_and_the_unit_decoder_train_on(folde
     assert load_file(voice / "units.safetensors")["centroids"].shape == (20, 32)
 
     with pytest.raises(UnitsError, match="mHuBERT's units"):
-        WhisperReader.load(voice / "units.safetensors")
+        load(voice / "units.safetensors")
     assert run(monkeypatch, *argv, "--voice", str(folder / "nothing")) == 2
     assert "name --answers" in capsys.readouterr().err
 
@@ -155,4 +155,4 @@ def test_one_kind_of_units_is_asked_for(asked, problem):
 def test_a_file_that_holds_no_units_is_named(tmp_path):
     (tmp_path / "x").write_text(json.dumps({}))
     with pytest.raises(UnitsError, match=r"no units.safetensors"):
-        WhisperReader.load(tmp_path / "x")
+        load(tmp_path / "x")
