@@ -23,6 +23,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -404,7 +405,8 @@ class Launch:
         ray_node.sweep(state_dir)
         if self._log_dir:
             for log in (state_dir / "ray.log", *state_dir.glob("ray/session_2*/logs")):
-                (shutil.copytree if log.is_dir() else shutil.copy)(log, Path(self._log_dir) / f"ray-{log.name}")
+                copy = partial(shutil.copytree, dirs_exist_ok=True) if log.is_dir() else shutil.copy
+                copy(log, Path(self._log_dir) / f"ray-{log.name}")  # beside those of an earlier cluster
         shutil.rmtree(state_dir, ignore_errors=True)
         self._say("gone.")
 

@@ -182,6 +182,21 @@ def options(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def test_logs_are_kept_beside_those_of_an_earlier_cluster(tmp_path: Path):
+    """The second Ctrl-C with one --log-dir used to end in a traceback, and left the cluster's folder behind."""
+    config = ServeConfig(model_name="tiny", model=".", vocoder="./vocoder")
+    for number in (1, 2):
+        state = tmp_path / f"state{number}"
+        logs = state / "ray" / f"session_2026-{number}" / "logs"
+        logs.mkdir(parents=True)
+        (state / "ray.log").write_text(str(number))
+        (logs / f"worker-{number}.log").write_text("")
+        launch.Launch(config, None, None, str(tmp_path))._clean(state)
+        assert not state.exists()
+    assert (tmp_path / "ray-ray.log").read_text() == "2"
+    assert {each.name for each in (tmp_path / "ray-logs").iterdir()} == {"worker-1.log", "worker-2.log"}
+
+
 def test_a_token_file_that_is_not_there_leaves_nothing(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     given = options("--model", "tiny", "--no-web", "--port", str(free_port()), "--token-file", "/nowhere")
