@@ -145,7 +145,9 @@ class Responding:
     def _end_reading(self) -> str:
         """Which worker the question goes to."""
         reading, self._reading = self._reading, None
-        return self.session.worker if reading is None else reading.stop()
+        if reading is not None:
+            return reading.stop()
+        return "" if self._session is None else self._session.worker  # a socket that is refused has no session
 
     def _messages(self, settings: Settings, pending: tuple[Item, ...] = ()) -> list[Message]:
         """What a worker is to read: instructions, the conversation, and what is pending."""
