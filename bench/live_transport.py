@@ -94,6 +94,7 @@ class _LiveSpeaker:
             if self._ended is not None:
                 raise self._ended
         except RealtimeError as exc:
+            await asyncio.sleep(question.seconds)  # who gets no line does not try all the time
             yield Failed(exc.code, exc.message, 503)
             return
         bounds, began = self._transport.asked[question], await self._microphone.say(question.pcm16)

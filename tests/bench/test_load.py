@@ -304,3 +304,16 @@ async def test_a_lost_worker_is_a_live_error_too(tmp_path):
     cluster.error = lost_worker()
     tried, _ = await over_a_socket(tmp_path, cluster, Habits(mean_turns=2.0, mean_think=0.1, interrupting=0.0), 3.0)
     assert {each.error for each in tried.turns} == {"worker_lost"}
+
+
+async def test_no_line_is_an_error_and_no_storm(tmp_path):
+    """Nobody listens there: each person tries once per question, not all the time."""
+    asked = [Question(b"", 0.4, to_pcm16(questions.recordings()[0]))]
+    heard = live_transport.hearable(asked, 300)
+    speak = partial(live_transport.Live, "http://127.0.0.1:1", None, {}, heard, 300)
+    tried = load.Load(speak, list(heard), Habits(mean_turns=1.0, mean_think=0.0, interrupting=0.0), 2, None, 0.0, 1.5)
+    with tqdm(disable=True) as bar:
+        await tried.run(bar)
+    found = load.judge(tried, 1.0)
+    assert set(found["errors"]) == {"unreachable"}
+    assert 2 <= len(tried.turns) <= 2 * (1.5 / 0.4 + 1)
