@@ -99,19 +99,30 @@ class Tokens(nn.Module):
         self.register_buffer("blank", torch.zeros(width))  # of length 1
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        heard = self.classes(x)
+        return self.embed(self.classes(x), lengths)
+
+    def embed(self, heard: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What each position hears (B, T), as `classes` says it → (B, T, D)."""
+        return self.table[self.order(heard, lengths)]
+
+    def order(self, heard: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What each position hears (B, T) → the numbers of `table`'s rows (B, T): tokens in order, then silence."""
         num_tokens = len(self.norms)
         if lengths is not None:
-            heard = heard.masked_fill(torch.arange(x.shape[1], device=x.device) >= lengths[:, None], num_tokens)
+            heard = heard.masked_fill(torch.arange(heard.shape[1], device=heard.device) >= lengths[:, None], num_tokens)
         before = torch.nn.functional.pad(heard[:, :-1], (1, 0), value=num_tokens)
         said = (heard != num_tokens) & (heard != before)
         out = torch.full_like(heard, num_tokens)  # the table's last row
         row, _ = said.nonzero(as_tuple=True)
         out[row, (said.cumsum(1) - 1)[said]] = heard[said]
-        return self.table[out]
+        return out
 
     def classes(self, x: Tensor) -> Tensor:
         """(B, T, D) → which token each position hears (B, T); the number after the last is the blank."""
+        return self.likeness(x).argmax(-1)
+
+    def likeness(self, x: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, tokens + 1): how nearly each position points where a token does, times its own length."""
         x = x - self.mean
         cosines = (x @ self.table[:-1].T - (x @ self.mean)[..., None]) / self.norms
-        return torch.cat((cosines, (x @ self.blank)[..., None]), dim=-1).argmax(-1)
+        return torch.cat((cosines, (x @ self.blank)[..., None]), dim=-1)

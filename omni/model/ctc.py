@@ -6,9 +6,9 @@ from collections.abc import Iterable
 class Collapse:
     """Merge equal neighbours, then drop blanks; remembers the last class, so that streamed equals whole.
 
-        collapse = Collapse(blank=1000)
-        units = collapse([7, 7, 1000, 7])     # [7, 7]
-        units += collapse([7, 3])             # [3]: the 7 goes on from before
+    collapse = Collapse(blank=1000)
+    units = collapse([7, 7, 1000, 7])     # [7, 7]
+    units += collapse([7, 3])             # [3]: the 7 goes on from before
     """
 
     def __init__(self, blank: int) -> None:

@@ -1,8 +1,8 @@
 """The reference path: samples → text and units, one utterance at a time. Slow and obvious; the engine must equal it.
 
-    omni = checkpoint.load(directory)
-    for step in omni.answer([Utterance("user", speech=samples)]):
-        print(step.text, step.units)
+omni = checkpoint.load(directory)
+for step in omni.answer([Utterance("user", speech=samples)]):
+    print(step.text, step.units)
 """
 
 from collections.abc import Iterator, Sequence

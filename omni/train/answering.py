@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omni.model.adaptor import Adaptor
 from omni.model.prompt import Utterance
 from omni.train import scoring
 from omni.train.corpus import Asked, Heldout, pad
@@ -18,6 +19,7 @@ from omni.train.hearing import hear_heldout, hear_loss, make_hearing, masked
 from omni.train.low_rank import LowRank, load_deltas, low_rank, save_deltas
 
 if TYPE_CHECKING:
+    from omni.train.following import Misheard
     from omni.train.stage1 import Run
 
 logger = logging.getLogger(__name__)
@@ -66,13 +68,13 @@ def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_
     run.note(heard_wrong=hear_heldout(run, hearing), **ask_heldout(run))
 
 
-def answer_loss(run: "Run", batch: "Sequence[Asked]") -> Tensor:
-    """Mean next-token loss over the answers' tokens and the end."""
+def answer_loss(run: "Run", batch: "Sequence[Asked]", hear: "Adaptor | Misheard | None" = None) -> Tensor:
+    """Mean next-token loss over the answers' tokens and the end. `hear` takes the run's adaptor's place."""
     spoken = [said for _, said in batch if said is not None]
     if spoken:
         with torch.autocast("cpu", torch.bfloat16):
             lengths = torch.tensor([len(said.frames) for said in spoken])
-            heard = run.adaptor(masked(pad([said.frames for said in spoken])), lengths)
+            heard = (hear or run.adaptor)(masked(pad([said.frames for said in spoken])), lengths)
         questions = iter([run.splice(row[: len(said.frames) // 5]) for row, said in zip(heard, spoken, strict=True)])
     rows, labels, where = [], [], []
     for example, said in batch:

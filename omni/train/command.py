@@ -15,6 +15,7 @@ STAGES = {  # name: (module, what it does)
     "llm": ("omni.train.base_llm", "put the LLM that training starts from into a folder"),
     "units": ("omni.train.units", "learn units from the answering voice and turn spoken answers into them"),
     "stage1": ("omni.train.stage1", "train the adaptor and the LLM's low-rank deltas: from speech to text"),
+    "own": ("omni.train.own_answers", "let the LLM answer many questions, for the unit decoder to learn to speak"),
     "stage2": ("omni.train.stage2", "train the unit decoder: from the LLM's hidden states to units"),
     "vocoder": ("omni.train.vocoder", "train the vocoder: from units to sound"),
     "vocoder-gan": (

@@ -61,3 +61,12 @@ def load_deltas(deltas: dict[str, LowRank], file: Path) -> None:
     for name, delta in deltas.items():
         for part in ("lora_a", "lora_b"):
             getattr(delta, part).data.copy_(tensors[f"{name}.{part}"])
+
+
+def merge(deltas: dict[str, LowRank], llm: LlamaForCausalLM, file: Path) -> None:
+    """Add a file's deltas to the layers that they lie around, and put those back: nothing more to compute."""
+    load_deltas(deltas, file)
+    for name, delta in deltas.items():
+        delta.linear.weight.data += (delta.scale * (delta.lora_b @ delta.lora_a)).to(delta.linear.weight.dtype)
+        parent, _, child = name.rpartition(".")
+        setattr(llm.get_submodule(parent), child, delta.linear)

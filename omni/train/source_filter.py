@@ -170,6 +170,8 @@ def main(args: argparse.Namespace) -> int:
     teacher = Stack(130, 4 * model.bins, 256, 768, TEACHER_REACH).eval().requires_grad_(False)
     teacher.load_state_dict(weights)
     merged = voice.merged()
+    pace = sum(sum(frames) for _, frames in merged) / sum(len(units) for units, _ in merged)
+    model.config = {**model.config, "frames_per_unit": round(pace, 2)}  # chunks are planned by it
     groups: list[dict] = [
         {"params": [*model.dict.parameters(), *model.decoder.parameters()], "part": 0.5},
         {"params": [*model.prosody.parameters(), *model.dur_predictor.parameters()], "part": 4.0},

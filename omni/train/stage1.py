@@ -3,15 +3,17 @@
     omni train stage1 --output runs/mini --phase hear --minutes 28
     omni train stage1 --output runs/mini --phase read --minutes 11
     omni train stage1 --output runs/mini --phase answer --minutes 25
+    omni train stage1 --output runs/mini --phase follow --minutes 28 --spoken-share 0.6
 
 `hear` teaches the adaptor alone: CTC of the question's tokens against the LLM's own token embeddings, centred, so that
 what the adaptor says about speech is already in the LLM's language. `read` teaches the LLM alone the short spoken
 answers, from questions in writing: half as long, so twice as fast as speech. `answer` trains both on the answers
-(next-token loss), most questions spoken, while `hear` goes on beside it. Without the first, the last hardly moves
-(docs/mini.md). Every phase lowers its rate over the minutes (or steps) it is given, saves now and then and goes on from
-there, and judges itself by held-out questions rather than by its loss. A step's batch and its noise follow from the
-seed and its number, and the shards that were there (corpus.py): a run of so many steps that was killed ends where an
-undisturbed one does. What ships lies in export/.
+(next-token loss), most questions spoken, while `hear` goes on beside it. Without the first, it hardly moves
+(docs/mini.md). `follow` teaches the LLM to make sense of what an adaptor hears that hands on tokens. Every phase lowers
+its rate over the minutes (or steps) it is given, saves now and then and goes on from there, and judges itself by
+held-out questions rather than by its loss. A step's batch and its noise follow from the seed and its number, and the
+shards that were there (corpus.py): a run of so many steps that was killed ends where an undisturbed one does. What
+ships lies in export/.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from omni.model import config, packaged
 from omni.model.adaptor import Adaptor
 from omni.model.prompt import SPEECH, Prompt, Utterance
-from omni.train import hearing, keep
+from omni.train import following, hearing, keep
 from omni.train.answering import train_answering, train_reading
 from omni.train.corpus import Corpus, CorpusError, Heldout, read_heldout
 from omni.train.instructions import DATA
@@ -209,7 +211,7 @@ def open_corpus(folder: Path, seed: int, state: Path) -> Corpus:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the run, with its speech/")
-    parser.add_argument("--phase", choices=("hear", "read", "answer"), required=True)
+    parser.add_argument("--phase", choices=("hear", "read", "answer", "follow"), required=True)
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, default=math.inf, help="of training, over all starts of this phase")
     length.add_argument("--steps", type=float, default=math.inf, help="of training, over all starts of this phase")
@@ -217,7 +219,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, default=32, help="of the LLM's deltas (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument(
-        "--spoken-share", type=float, default=0.7, help="of the questions in phase answer (default: %(default)s)"
+        "--spoken-share",
+        type=float,
+        default=0.7,
+        help="of the questions in phases answer and follow (default: %(default)s)",
     )
     parser.add_argument("--adaptor-context", type=int, default=ADAPTOR_CONTEXT, help="windows on each side")
     parser.add_argument("--adaptor-blocks", default="", help="such as '(3,576,9,1024)' (default: none)")
@@ -254,5 +259,7 @@ def train(args: argparse.Namespace) -> None:
         hearing.train_hearing(run, args.rate, args.tokens)
     elif args.phase == "read":
         train_reading(run, deltas, 1.5 * args.rate)
-    else:
+    elif args.phase == "answer":
         train_answering(run, deltas, args.rate, args.spoken_share)
+    else:
+        following.train_following(run, deltas, 0.7 * args.rate, args.spoken_share)

@@ -81,7 +81,7 @@ class SourceFilter(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.config = config
+        self.config: Mapping[str, Any] = config
         self.samples_per_frame = int(config["code_hop_size"])
         if self.samples_per_frame % HALVES:
             raise VocoderConfigError(f"code_hop_size {self.samples_per_frame} is not a multiple of {HALVES}.")
