@@ -134,7 +134,7 @@ SERVER_EVENTS = {
     "response.output_text.delta", "response.output_text.done",
     "response.content_part.done", "response.output_item.done", "response.done",
     "rate_limits.updated", "error",
-    "omni.session.token", "omni.conversation.window",
+    "omni.session.token", "omni.conversation.window", "omni.alignment.delta",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     response = Response(event, number, settings, conversation_id, item_id)
     response.begin()                       # response.created
-    response.text(delta); response.audio(pcm16)
+    response.text(delta); response.audio(pcm16); response.align(alignment)
     response.end("completed", usage, timing)           # … .done, in order; then response.done
 
 Every method returns the messages to send: events as dicts, audio frames as bytes.
@@ -15,6 +15,7 @@ from typing import Any
 
 from omni.audio.resample import Resampler
 from omni.audio.wav import SAMPLE_RATE
+from omni.serve.alignment import Alignment
 from omni.serve.conversation import Item
 from omni.serve.protocol import Failed
 from omni.serve.realtime_events import error_fields, shown_item
@@ -46,7 +47,7 @@ class Response:
         self._conversation_id, self._metadata = conversation_id, metadata
         self._transcript = ""
         self.has_item = False
-        self._frames = 0
+        self._frames = self._aligned = 0
         self._resample = Resampler(SAMPLE_RATE, settings.rate_out)
 
     @property
@@ -83,6 +84,15 @@ class Response:
             self._frames += 1
             return [header + pcm16]
         return [self._part_event("response.output_audio.delta", delta=to_base64(pcm16))]
+
+    def align(self, alignment: Alignment) -> Outgoing:
+        """Of the tokens whose sound has been sent since the last time: where their letters and their sound end."""
+        ends = list(zip(alignment.char_ends, alignment.sample_ends, strict=False))[self._aligned :]
+        self._aligned += len(ends)
+        if not ends:
+            return []
+        told = [[chars, samples * 1000 // SAMPLE_RATE] for chars, samples in ends]
+        return [self._event("omni.alignment.delta", response_id=self.id, item_id=self.item.id, ends=told)]
 
     def end(
         self,

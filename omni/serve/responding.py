@@ -321,6 +321,7 @@ class Responding:
             self._saying.send(response.text(event.text))
         elif isinstance(event, AudioDelta):
             self._saying.send_audio(answering, response.audio(event.pcm16))
+            self._saying.send(response.align(answering.alignment()))
         else:
             self._saying.send_audio(answering, response.audio(b"", last=True))
             status, reason = ("incomplete", "max_output_tokens") if event.finish == "length" else ("completed", None)

@@ -9,6 +9,8 @@ import pytest
 from fake_cluster import (
     CACHED_TOKENS,
     PROMPT_TOKENS,
+    UNITS_PER_TOKEN,
+    WORDS,
     config,
     over_tcp,
     tone,
@@ -21,6 +23,8 @@ from omni.audio import wav
 from omni.audio.resample import Resampler
 from omni.serve import errors
 from omni.serve.controller import make_app
+
+TOKEN_MS = UNITS_PER_TOKEN * 20  # of sound, in the fake voice
 
 # --- push-to-talk -----------------------------------------------------------------------------------------------------
 
@@ -59,6 +63,18 @@ async def test_a_committed_question_is_answered(url, cluster):
     assert done["response"]["output"][0]["content"] == [{"type": "output_audio", "transcript": text}]
     (request,) = cluster.requests
     assert request.messages[-1].pcm16 == question
+
+
+async def test_it_is_told_which_words_sound_until_when(url):
+    """After each piece of sound, for the tokens in it: what the session itself will remember as heard."""
+    async with talk(url) as client:
+        await client.update(**PUSH_TO_TALK)
+        await ask(client)
+    ends = [tuple(end) for each in client.of("omni.alignment.delta") for end in each["ends"]]
+    words = WORDS[:-1]  # the last token only ends the answer
+    assert ends == [(len("".join(words[: i + 1])), (i + 1) * TOKEN_MS) for i in range(len(words))]
+    kinds = [kind for kind in client.kinds() if kind in ("response.output_audio.delta", "omni.alignment.delta")]
+    assert kinds[0] == "response.output_audio.delta" and "omni.alignment.delta" in kinds[:-1]
 
 
 # --- items, settings, formats -----------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 import base64
 import io
+import json
 import wave
 import zipfile
 
 import numpy as np
 import pytest
 from browser import RECORDING, chromium, page_files, visit
+
+from omni.serve.alignment import Alignment
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +212,27 @@ def test_heard_words_follow_the_sound_and_never_go_back(page):
     assert marks[2] == marks[1]
     assert marks[3] == "One two three four five six"[: len(marks[3])]
     assert marks[4] == "One two three four five six seven eight nine ten"
+
+
+def test_heard_words_are_those_the_session_remembers(page):
+    """Where the server tells which token sounds until when, the mark is alignment.py's, for every millisecond."""
+    alignment = Alignment(
+        (1, 2, 3, 4, 5), "Né 👋 so, well", (2, 4, 7, 8, 13), (1_600, 4_800, 4_800, 8_000), 16_000, whole=True
+    )
+    ends = [[c, s // 16] for c, s in zip(alignment.char_ends, alignment.sample_ends, strict=False)]
+    steps = list(range(0, 1001, 20))
+    marks = run(
+        page,
+        f"""
+        const answer = new turn.Answer(1, {{ id: "r" }});
+        answer.text = {json.dumps(alignment.text)};
+        answer.add(new Int16Array(16000));
+        answer.whole = true;
+        answer.align({json.dumps(ends)});
+        return {steps}.map((ms) => {{ answer.heardUntil(ms); return answer.heardText; }});""",
+    )
+    assert marks == [alignment.heard(16 * ms).text for ms in steps]
+    assert len(set(marks)) == 5
 
 
 def test_an_interrupted_answer_keeps_what_was_heard(page):

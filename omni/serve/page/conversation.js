@@ -432,6 +432,10 @@ export class Conversation {
       const answer = this.answerOf(response_id);
       if (answer && !answer.cut) answer.text += delta;
     },
+    "omni.alignment.delta": ({ response_id, ends }) => {
+      const answer = this.answerOf(response_id);
+      if (answer && !answer.cut) answer.align(ends);
+    },
     "response.done": ({ response }) => this.done(response),
     error: ({ error }) => {
       if (HARMLESS.has(error.code)) return;

@@ -66,6 +66,7 @@ export class Answer extends Speech {
     this.cut = false; // spoken over
     this.heardMs = 0;
     this.heardLetters = 0;
+    this.ends = []; // of its tokens: {letters, ms}, from a server that says so
     this.firstAudioMs = null;
     this.underruns = 0;
     this.timing = null; // the server's
@@ -81,9 +82,27 @@ export class Answer extends Speech {
 
   heardUntil(ms) {
     this.heardMs = Math.max(this.heardMs, Math.min(ms, this.ms));
+    if (this.ends.length > 0) {
+      this.heardLetters = Math.max(this.heardLetters, this.lettersWithin(this.heardMs));
+      return;
+    }
     const total = this.whole ? this.ms : Math.max(this.ms, this.text.length * MS_PER_LETTER);
     const share = total > 0 ? this.heardMs / total : 0;
     this.heardLetters = Math.max(this.heardLetters, wordEnd(this.text, Math.round(share * this.text.length)));
+  }
+
+  align(ends) {
+    const signs = Array.from(this.text); // the server counts code points
+    for (const [count, ms] of ends) this.ends.push({ letters: signs.slice(0, count).join("").length, ms });
+  }
+
+  // As the server remembers it: up to the last token that brought sound of its own.
+  lettersWithin(ms) {
+    if (this.whole && ms >= this.ms) return this.text.length;
+    const end = (index) => this.ends[index]?.ms ?? 0;
+    let count = this.ends.findLastIndex((each) => each.ms <= ms) + 1;
+    while (count > 0 && end(count - 1) === end(count - 2)) count--;
+    return this.ends[count - 1]?.letters ?? 0;
   }
 
   // Spoken over: only what was heard is kept.
