@@ -11,6 +11,7 @@ BENCHMARKS = {  # name: (module, what it does)
     "load": ("bench.load", "conversations with a running cluster: delays, underruns, and how many it can hold"),
     "agreement": ("bench.agreement", "how often rougher arithmetic chooses what float32 chooses"),
     "growth": ("bench.growth", "how cost grows with answer length, history length and sessions"),
+    "newcomers": ("bench.newcomers", "questions that come at the same time, read in one call or one by one"),
     "vocoder": ("bench.vocoder", "what streaming costs the vocoder"),
 }
 

@@ -181,10 +181,8 @@ class Engine:
         results = self._decode(plan.decode) if plan.decode else []
         if plan.encode:
             self._hear(plan.encode)
-        for piece in plan.prefill:
-            if piece.sequence.state is State.PREFILL:  # its speech could be encoded
-                results += self._prefill(piece)
-        return results
+        heard = [piece for piece in plan.prefill if piece.sequence.state is State.PREFILL]  # whose speech was encoded
+        return results + self._prefill([piece for piece in heard if self._embed(piece.sequence)])
 
     def _hear(self, chosen: list[tuple[Sequence, Spoken]]) -> None:
         """Encode together. Where that raises, each utterance alone, so that only those that are at fault end."""
@@ -199,24 +197,38 @@ class Engine:
                 return
             self._fail(chosen[0][0], _as_engine_error(exc))
 
-    def _prefill(self, piece: Piece) -> list[Result]:
-        sequence = piece.sequence
-        try:
-            if sequence.embeds is None:
+    def _embed(self, sequence: Sequence) -> bool:
+        """Whether there is something to prefill it from."""
+        if sequence.embeds is None:
+            try:
                 self.runner.embed(sequence)
-                self._mark(sequence, "encoded")
-            result = self.runner.prefill(piece)
+            except Exception as exc:
+                self._fail(sequence, _as_engine_error(exc))
+                return False
+            self._mark(sequence, "encoded")
+        return True
+
+    def _prefill(self, pieces: list[Piece]) -> list[Result]:
+        """All pieces in one call. Where that raises, each alone, so that only those that are at fault end."""
+        if not pieces:
+            return []
+        try:
+            results = self.runner.prefill(pieces)
         except Exception as exc:
-            self._fail(sequence, _as_engine_error(exc))
-            return []
-        self.scheduler.prefilled(piece)
-        if piece.last:
-            sequence.embeds = None
-            self._mark(sequence, "prefilled")
-        if result is None:
-            return []
-        self._launched(sequence, result.num_tokens)
-        return [result]
+            if len(pieces) == 1:
+                self._fail(pieces[0].sequence, _as_engine_error(exc))
+                return []
+            logger.warning("A prefill of %d prompts failed (%s): reading them one by one.", len(pieces), exc)
+            return [result for each in pieces for result in self._prefill([each])]
+        for piece in pieces:
+            self.scheduler.prefilled(piece)
+            if piece.last:
+                piece.sequence.embeds = None
+                self._mark(piece.sequence, "prefilled")
+        for result in results:
+            for sequence in result.sequences:
+                self._launched(sequence, result.num_tokens)
+        return results
 
     def _decode(self, sequences: list[Sequence]) -> list[Result]:
         """All rows in one call. Where that raises, each row alone, so that only those that are at fault end."""

@@ -19,7 +19,7 @@ from omni.engine.prefixes import Place
 from omni.engine.projection import Projecting
 from omni.engine.scheduler import Piece
 from omni.engine.sequence import Sequence, SpeechTooLong, Spoken
-from omni.engine.slots import Slots
+from omni.engine.slots import Ragged, Slots
 from omni.engine.speech import Speech
 from omni.engine.stack import Stack
 from omni.model.omni import Omni
@@ -35,7 +35,7 @@ class Result:
     """
 
     def __init__(self, sequences: list[Sequence], tokens: Tensor, classes: Tensor, finite: Tensor) -> None:
-        self.sequences, self.num_tokens = sequences, len(tokens)
+        self.sequences, self.num_tokens = sequences, len(tokens) // len(sequences)  # of each
         packed = torch.cat((tokens[:, None], finite[:, None].long(), classes), dim=1)  # (n, 27)
         self._copied = None
         self._host = packed
@@ -123,19 +123,30 @@ class Runner:
         sequence.embeds = torch.cat((embeds, self.omni.llm.embed(forced)))
         sequence.heard, sequence.said = {}, {}
 
-    def prefill(self, piece: Piece) -> Result | None:
-        """Read a piece of a prompt. From the prompt's last position on, every hidden state speaks a token."""
-        sequence = piece.sequence
-        assert sequence.slot is not None
-        rows = self.slots.rows([sequence.slot], [piece.start], piece.stop - piece.start)
-        x = self.text(sequence.embeds[None, piece.start : piece.stop], rows.positions, rows)
-        if sequence.reads_ahead:
-            return None
-        x = x[:, max(sequence.prompt_length - 1 - piece.start, 0) :]  # (1, n, D)
-        if x.shape[1] == 0:
-            return None
-        first = piece.stop - x.shape[1] - (sequence.prompt_length - 1)
-        return self._speak(sequence, self.omni.llm.norm(x), first)
+    def prefill(self, pieces: Several[Piece]) -> list[Result]:
+        """Read pieces of several prompts in one call, as each would be read alone: all but attention is row by row.
+
+        From a prompt's last position on, every hidden state speaks a token: those that are forced, or the first one.
+        """
+        parts = [self.slots.rows([each.slot], [each.start], each.stop - each.start) for each in pieces]
+        rows = parts[0] if len(parts) == 1 else Ragged(parts)
+        x = torch.cat([each.sequence.embeds[each.start : each.stop] for each in pieces])
+        x = self.text(x[None], rows.positions, rows)  # (1, T, D), T of all pieces together
+        results, newcomers, states = [], [], []
+        for piece, own in zip(pieces, x.split([each.num_new for each in parts], dim=1), strict=True):
+            sequence, last = piece.sequence, piece.sequence.prompt_length - 1
+            if sequence.reads_ahead:
+                continue  # it asks nothing
+            own = own[:, max(last - piece.start, 0) :]  # (1, n, D)
+            if own.shape[1] and sequence.forced:
+                results.append(self._speak(sequence, self.omni.llm.norm(own), piece.stop - own.shape[1] - last))
+            elif own.shape[1]:
+                newcomers.append(sequence)
+                states.append(own)
+        if newcomers:
+            slots = [each.slot for each in newcomers if each.slot is not None]
+            results.append(self._next(newcomers, slots, self.omni.llm.norm(torch.cat(states)), [0] * len(newcomers)))
+        return results
 
     def decode(self, sequences: Several[Sequence]) -> Result:
         """One step for all rows: the last token in, the next one and its units out."""
@@ -149,12 +160,7 @@ class Runner:
             return Result(list(sequences), tokens, classes, finite)
         rows = self.slots.rows(slots, starts, 1)
         embeds = self.omni.llm.embed(self.last_token[rows.index])[:, None]
-        hidden = self.omni.llm.norm(self.text(embeds, rows.positions, rows))
-        logits = self.head(hidden[:, 0])
-        tokens = sampler.choose(logits, [each.sampling for each in sequences], steps)
-        self.last_token[rows.index] = tokens
-        classes, finite = self._units(slots, hidden, steps)
-        return Result(list(sequences), tokens, classes[:, 0], finite[:, 0] & logits.sum(-1).isfinite())
+        return self._next(sequences, slots, self.omni.llm.norm(self.text(embeds, rows.positions, rows)), steps)
 
     def _fixed_step(self, fed: Tensor, length: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """(slots, starts, steps) (3, B) → logits (B, V), classes (B, 25), finite (B,): decode without the choice."""
@@ -173,6 +179,14 @@ class Runner:
             self.speech.forget(sequence.slot)
         for each in sequence.spoken:
             self.hearing.forget(each.key)
+
+    def _next(self, sequences: Several[Sequence], slots: list[int], states: Tensor, steps: list[int]) -> Result:
+        """States (B, 1, D) → each row's next token, the steps[b]-th of its answer, and its units."""
+        logits = self.head(states[:, 0])
+        tokens = sampler.choose(logits, [each.sampling for each in sequences], steps)
+        self.last_token[torch.tensor(slots, device=self.device)] = tokens
+        classes, finite = self._units(slots, states, steps)
+        return Result(list(sequences), tokens, classes[:, 0], finite[:, 0] & logits.sum(-1).isfinite())
 
     def _nothing(self, spoken: Spoken) -> Tensor:
         """In the place of speech embeddings that are not looked at: a slot remembers what came of them."""

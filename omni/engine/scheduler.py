@@ -52,6 +52,11 @@ class Piece:
     stop: int
 
     @property
+    def slot(self) -> int:
+        assert self.sequence.slot is not None, "who is prefilled has a slot"
+        return self.sequence.slot
+
+    @property
     def last(self) -> bool:
         return self.stop == self.sequence.num_to_prefill
 

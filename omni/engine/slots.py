@@ -86,6 +86,14 @@ class Rows:
         return all_k[rows, :, : self.length], all_v[rows, :, : self.length], self.mask
 
 
+class Ragged:
+    """Pieces of several rows, of different lengths, one after the other: positions (1, T). Each attends to its own."""
+
+    def __init__(self, parts: list[Rows]) -> None:
+        self.parts, self.lengths = parts, [each.num_new for each in parts]
+        self.positions = torch.cat([each.positions for each in parts], dim=1)
+
+
 class FixedRows:
     """As Rows, of tensors (B,) that stay on the device, and of a length that does not depend on them.
 

@@ -2,6 +2,7 @@
 
     stack = Stack(llm.layers, llm.config, max_length=2048, project=Projecting("float", device))
     hidden = stack(embeds, positions, cache)        # as calling the blocks one after the other
+    hidden = stack(side_by_side, rows.positions, Ragged([rows, …]))      # several sequences in one call, (1, T, D)
 
 q, k and v come from one product, gate and up from another (projection.py).
 """
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from omni.engine.projection import Projecting
+from omni.engine.slots import Ragged
 from omni.model.config import BlockConfig, RopeConfig
 from omni.model.transformer import Block, KeyValueCache, frequencies
+
+Cache = KeyValueCache | Ragged
 
 
 class Rotary:
@@ -49,21 +53,29 @@ class FusedBlock:
         self.attention_norm = block.input_layernorm.weight
         self.mlp_norm = block.post_attention_layernorm.weight
 
-    def __call__(self, x: Tensor, turns: tuple[Tensor, Tensor], cache: KeyValueCache, layer: int) -> Tensor:
+    def __call__(self, x: Tensor, turns: tuple[Tensor, Tensor], cache: Cache, layer: int) -> Tensor:
         """(B, T, D) → (B, T, D)."""
-        B, T, _ = x.shape
         qk, v = self.project(x)
         q, k = rotate(qk, *turns).transpose(1, 2).split((self.num_heads, self.num_kv_heads), dim=1)
-        k, v, mask = cache.extend(layer, k, v.transpose(1, 2))
+        return self.finish(x, self._attend(q, k, v.transpose(1, 2), cache, layer).to(x.dtype))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, layer: int) -> Tensor:
+        """q (B, H, T, d), k and v (B, H_kv, T, d), the new ones → (B, T, H · d)."""
+        if isinstance(cache, Ragged):
+            queries, keys, values = (each.split(cache.lengths, dim=2) for each in (q, k, v))
+            pieces = zip(queries, keys, values, cache.parts, strict=True)
+            return torch.cat([self._attend(*piece, layer) for piece in pieces], dim=1)
+        B, _, T, _ = q.shape
+        k, v, mask = cache.extend(layer, k, v)
         if T == 1:  # the heads of a group as positions of one: every kernel can, and keys are read once for all of them
             q = q.reshape(B, self.num_kv_heads, -1, self.head_dim)
             y = scaled_dot_product_attention(q.to(k.dtype), k, v, mask)  # (B, H_kv, H / H_kv, d)
-            return self.finish(x, y.reshape(B, 1, -1).to(x.dtype))
+            return y.reshape(B, 1, -1)
         grouped = self.num_kv_heads != self.num_heads
         y = scaled_dot_product_attention(
             q.to(k.dtype), k, v, mask, is_causal=mask is None and T > 1, enable_gqa=grouped
         )
-        return self.finish(x, y.transpose(1, 2).reshape(B, T, -1).to(x.dtype))
+        return y.transpose(1, 2).reshape(B, T, -1)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D) → q and k together (B, T, H + H_kv, d), v (B, T, H_kv, d), before RoPE."""
@@ -89,7 +101,7 @@ class Stack:
         self.rotary = Rotary(config.rope, config.head_dim, 0, max_length - 1, self.blocks[0].attention_norm)
         self.calls = self.rows = 0
 
-    def __call__(self, x: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """x (B, T, D) at positions (B, T) → (B, T, D), without a norm at the end."""
         self.calls, self.rows = self.calls + 1, self.rows + x.shape[0] * x.shape[1]
         turns = self.rotary(positions)

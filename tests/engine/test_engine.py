@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from omni.engine.engine import Engine, EngineConfig
+from omni.engine.scheduler import SchedulerConfig
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
 from tests.engine.conftest import reference, run
@@ -35,6 +36,25 @@ def test_batched_equals_alone(omni, questions):
         engine.add(f"{i}", question, sampling)
         wanted[f"{i}"] = reference(omni, question, sampling)
     assert run(engine) == wanted
+
+
+@pytest.mark.parametrize("budget", [1, 7, 64, 4096])
+@pytest.mark.parametrize("which", ["golden", "omni"])
+def test_prompts_read_together_equal_alone(request, questions, which: str, budget: int):
+    """Prompts of five lengths in a call, cut anywhere, one with forced tokens: tokens and units are equal."""
+    omni = request.getfixturevalue(which)
+    sampling = Sampling(max_new_tokens=8)
+    wanted = [reference(omni, question, sampling) for question in questions]
+    scheduling = SchedulerConfig(6, 6, budget, budget, budget, encode_alone=10_000)
+    engine = Engine(omni, EngineConfig(num_slots=6), scheduling)
+    for i, question in enumerate(questions):
+        engine.add(f"{i}", question, sampling)
+    heard = tuple(wanted[0].tokens[:5])
+    engine.add("again", questions[0], sampling, forced=heard)
+    answers = run(engine)
+    assert answers["again"].tokens == wanted[0].tokens[5:]
+    assert wanted[0].units[len(wanted[0].units) - len(answers["again"].units) :] == answers["again"].units
+    assert [answers[f"{i}"] for i in range(len(questions))] == wanted
 
 
 def test_recovered_equals_undisturbed(omni, questions):

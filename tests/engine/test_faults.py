@@ -98,6 +98,27 @@ def test_an_exception_in_a_prefill_ends_that_turn(omni, questions, monkeypatch):
     assert answers["written"] == reference(omni, questions[1], SAMPLING)
 
 
+def test_an_exception_in_one_of_several_prompts_read_together_ends_that_turn(omni, questions, monkeypatch):
+    """The call that raises is made again prompt by prompt: the others' first tokens are what they are alone."""
+    engine = Engine(omni, EngineConfig(num_slots=3))
+    prefill = engine.runner.prefill
+
+    def fails_for_bad(pieces):
+        results = prefill(pieces)
+        if any(piece.sequence.turn_id == "bad" for piece in pieces):
+            raise RuntimeError("thirteen")  # after it was computed: the same is written again
+        return results
+
+    monkeypatch.setattr(engine.runner, "prefill", fails_for_bad)
+    for name, question in (("good", questions[4]), ("bad", questions[2]), ("fine", questions[1])):
+        engine.add(name, question, SAMPLING)
+    answers = run(engine)
+    assert answers["bad"].error.code == "row_failed" and answers["bad"].tokens == []
+    assert answers["good"] == reference(omni, questions[4], SAMPLING)
+    assert answers["fine"] == reference(omni, questions[1], SAMPLING)
+    assert sorted(engine.scheduler.free) == [0, 1, 2]
+
+
 def test_out_of_memory_at_start_names_the_setting(omni):
     """Longer slots than any machine holds: the message says what to lower."""
     with pytest.raises(OutOfMemory, match="lower num_slots, max_tokens or max_answer"):
