@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "omni"
 
 MAY_IMPORT = {  # room: the rooms below it that it may use
     "audio": set(),
+    "graphs": set(),  # recorded CUDA graphs, of whatever function
     "model": {"audio"},
-    "vocoder": {"audio"},
+    "vocoder": {"audio", "graphs"},
     "checkpoints": {"model", "vocoder"},  # a name → the folders of both; loads neither
-    "engine": {"audio", "model", "vocoder"},
+    "engine": {"audio", "graphs", "model", "vocoder"},
     "train": {"audio", "model", "vocoder", "checkpoints"},
     "serve": {"audio", "model", "vocoder", "checkpoints", "engine"},
     "conformance": {"audio", "model", "vocoder", "checkpoints", "engine"},

@@ -23,7 +23,7 @@ import torch
 
 from omni.engine.projection import WEIGHTS, Projecting
 from omni.engine.runner import Result, Runner
-from omni.engine.scheduler import Piece, Plan, Scheduler, SchedulerConfig
+from omni.engine.scheduler import GPU_BUDGETS, Piece, Plan, Scheduler, SchedulerConfig
 from omni.engine.sequence import (
     AnswerTooLong,
     BadPrompt,
@@ -55,6 +55,9 @@ class EngineConfig:
     max_answer: int = 256  # longest answer, in tokens
     weights: str = "float"  # as loaded; "int8", "fp8", or "8bit": whichever of them the device multiplies best
     release: bool = False  # the model's own weights go once the engine has its form of them; it then answers only here
+    prefill_alone: int | None = None  # prompt positions in a step, see SchedulerConfig; more on a GPU unless told
+    prefill_beside: int | None = None
+    prefill_dry: int | None = None
     kept_speech: int = 256 * 2**20  # bytes of speech embeddings kept for a session's next turn
     fixed_shapes: bool | None = None  # decode in few shapes, recorded as CUDA graphs; on a GPU unless told
     one_behind: bool | None = None  # read a step's tokens while the next one runs; on a GPU unless told
@@ -63,8 +66,12 @@ class EngineConfig:
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights is {self.weights!r}. Select one of {', '.join(WEIGHTS)}.")
 
-    def scheduler(self) -> SchedulerConfig:
-        return SchedulerConfig(self.num_slots, self.max_rows or self.num_slots)
+    def scheduler(self, device: torch.device) -> SchedulerConfig:
+        """What is told, and else what suits the device."""
+        told = {name: getattr(self, name) for name in ("prefill_alone", "prefill_beside", "prefill_dry")}
+        budgets = dict(GPU_BUDGETS) if device.type == "cuda" else {}
+        budgets |= {name: positions for name, positions in told.items() if positions is not None}
+        return SchedulerConfig(self.num_slots, self.max_rows or self.num_slots, **budgets)
 
 
 class Engine:
@@ -80,21 +87,27 @@ class Engine:
         self.one_behind = omni.device.type != "cpu" if config.one_behind is None else config.one_behind
         fixed_shapes = omni.device.type == "cuda" if config.fixed_shapes is None else config.fixed_shapes
         sizes = config.num_slots, self.max_tokens, config.max_answer
+        fixed_rows = (config.max_rows or config.num_slots) if fixed_shapes else 0
         project = Projecting(config.weights, omni.device, config.release)
         try:
-            self.runner = Runner(omni, *sizes, project, config.kept_speech, fixed_shapes)
+            self.runner = Runner(omni, *sizes, project, config.kept_speech, fixed_rows)
         except (MemoryError, RuntimeError) as exc:  # torch's CPU allocator raises RuntimeError
             raise OutOfMemory(
                 f"No memory for {config.num_slots} slots of {self.max_tokens} tokens and {config.max_answer} spoken "
                 f"tokens: lower num_slots, max_tokens or max_answer. ({exc})"
             ) from exc
-        self.scheduler = Scheduler(scheduling or config.scheduler())
+        self.scheduler = Scheduler(scheduling or config.scheduler(omni.device))
         self._sequences: dict[str, Sequence] = {}  # those the step knows
         self._unread: list[Result] = []  # launched, not read yet
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._live: dict[str, Sequence] = {}  # added, and neither finished nor aborted
         self._failed: list[Output] = []
+
+    def warm_up(self) -> None:
+        """Before the first sequence: record every shape of the decode step, where the device does that."""
+        if self.runner.decoding is not None:
+            self.runner.decoding.warm_up()
 
     # --- from any thread ---------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from omni.audio import mel
 from omni.engine import hearing, sampler
-from omni.engine.graphs import Decoding
+from omni.engine.decoding import Decoding
 from omni.engine.hearing import Hearing
 from omni.engine.prefixes import Place
 from omni.engine.projection import Projecting
@@ -56,7 +56,10 @@ class Result:
 
 
 class Runner:
-    """`calls` and `rows` of `hearing`, `text` and `speech.rest` count the work done."""
+    """`fixed_rows`: steps of up to so many rows come in few shapes; 0: in whatever shape they have.
+
+    `calls` and `rows` of `hearing`, `text` and `speech.rest` count the work done.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Runner:
         max_answer: int,
         project: Projecting,
         kept_speech: int = 2**28,
-        fixed_shapes: bool = False,
+        fixed_rows: int = 0,
     ) -> None:
         self.omni, self.device, config = omni, omni.device, omni.config
         tied = omni.llm.lm_head is None
@@ -77,9 +80,9 @@ class Runner:
         self.slots = Slots(config.llm, num_slots, max_tokens, omni.llm.norm.weight)
         self.last_token = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.decoding: Decoding | None = None
-        if fixed_shapes:
-            recorded = self.device.type == "cuda"
-            self.decoding = Decoding(self._fixed_step, self.device, max_tokens, max_answer, recorded)
+        if fixed_rows:
+            sizes, recorded = (fixed_rows, max_tokens, max_answer), self.device.type == "cuda"
+            self.decoding = Decoding(self._fixed_step, self.device, *sizes, recorded)
 
     def read(self, sequence: Sequence) -> None:
         """A new sequence: prompt ids, and how long the prompt will be. No work on the device yet."""

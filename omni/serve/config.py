@@ -44,6 +44,9 @@ class ServeConfig:
     model_dtype: str = "auto"  # bfloat16 on a GPU and on a CPU that multiplies it; else float32
     vocoder_dtype: str = "auto"
     model_weights: str = "float"  # "8bit": fp8 on a GPU of Ada or Hopper, else int8
+    prefill_alone: int | None = None  # prompt positions in a step that nobody else shares; by device unless told
+    prefill_beside: int | None = None  # beside running answers
+    prefill_dry: int | None = None  # beside one whose listener is about to hear nothing
     vocoder_batch: int = 8  # chunks of different turns vocoded together
 
     # limits
@@ -100,6 +103,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         for name in ("slots", "model_threads", "vocoder_threads", "attempts"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
+        for name in ("prefill_alone", "prefill_beside", "prefill_dry"):
+            _need(name, getattr(self, name) is None or getattr(self, name) >= 1, "must be at least 1", self)
         for name in ("vocoder_batch", "max_new_tokens", "max_turns", "first_chunk", "max_text_chars", "max_sockets"):
             _need(name, getattr(self, name) >= 1, "must be at least 1", self)
         for name in ("window_turns", "max_sessions", "max_session_bytes"):

@@ -93,6 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(workers, "vocoder-threads", int, "CPU threads of a vocoder worker", metavar="N")
     option(workers, "model-gpus", float, "GPUs, or share of one, of a model worker; 0 is the CPU", metavar="SHARE")
     option(workers, "vocoder-gpus", float, "GPUs, or share of one, of a vocoder worker", metavar="SHARE")
+    for beside, text in (
+        ("alone", "when no answer runs"),
+        ("beside", "beside answers"),
+        ("dry", "beside one near its end"),
+    ):
+        text = f"positions of new questions that a step reads {text} (default: by device)"
+        workers.add_argument(f"--prefill-{beside}", type=int, metavar="N", help=text)
     option(workers, "vocoder-batch", int, "chunks vocoded together", metavar="N")
 
     sessions = parser.add_argument_group("sessions")

@@ -33,9 +33,18 @@ def load(config: ServeConfig) -> Engine:
     torch.set_num_threads(config.model_threads)
     device = "cuda" if config.model_gpus > 0 else "cpu"
     omni = checkpoint.load(config.here().model, device, arithmetic.dtype(config.model_dtype, device))
-    return Engine(
-        omni, EngineConfig(config.slots, max_answer=config.max_new_tokens, weights=config.model_weights, release=True)
+    told = EngineConfig(
+        config.slots,
+        max_answer=config.max_new_tokens,
+        weights=config.model_weights,
+        release=True,
+        prefill_alone=config.prefill_alone,
+        prefill_beside=config.prefill_beside,
+        prefill_dry=config.prefill_dry,
     )
+    engine = Engine(omni, told)
+    engine.warm_up()
+    return engine
 
 
 class Thinking:

@@ -120,6 +120,8 @@ def _load(config: ServeConfig) -> Render:
 
     from omni.serve import arithmetic
     from omni.vocoder import checkpoint, fairseq_backend
+    from omni.vocoder.code_hifigan import CodeHiFiGAN
+    from omni.vocoder.recorded import Recorded
     from omni.vocoder.render import render, warm_up
 
     torch.set_num_threads(config.vocoder_threads)
@@ -130,5 +132,8 @@ def _load(config: ServeConfig) -> Render:
         vocoder = checkpoint.load(where, device, arithmetic.dtype(config.vocoder_dtype, device))
     else:
         vocoder = fairseq_backend.load(where, device)
+    if device == "cuda" and isinstance(vocoder, CodeHiFiGAN):
+        vocoder = Recorded(vocoder, config.vocoder_batch)
+        vocoder.warm_up()
     warm_up(vocoder)
     return lambda chunks: render(vocoder, chunks)

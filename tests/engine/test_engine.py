@@ -108,3 +108,15 @@ def test_rougher_weights_answer_nearly_the_same(omni, questions, dtype, weights:
         assert answer.finish == "length" and len(answer.tokens) == 1
         wanted = reference(omni, question, Sampling(max_new_tokens=13), [*exact[i].tokens, *answer.tokens]).units
         assert SequenceMatcher(None, answer.units, wanted, autojunk=False).ratio() > 0.6
+
+
+def test_a_step_reads_more_on_a_gpu_and_what_it_is_told_anywhere():
+    """Budgets follow the device; those that are named are taken."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert EngineConfig(4).scheduler(cpu) == SchedulerConfig(4, 4)
+    larger = EngineConfig(4).scheduler(gpu)
+    assert larger.prefill_beside > SchedulerConfig.prefill_beside and larger.encode_dry > SchedulerConfig.encode_dry
+    for device in (cpu, gpu):
+        told = EngineConfig(4, max_rows=2, prefill_beside=77).scheduler(device)
+        assert (told.max_rows, told.prefill_beside) == (2, 77)
+        assert told.prefill_alone == EngineConfig(4).scheduler(device).prefill_alone

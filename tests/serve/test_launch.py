@@ -93,6 +93,7 @@ def test_a_taken_port_is_told_before_anything_starts():
         ({"model_gpus": 1.5}, "model_gpus"),
         ({"first_chunk": 90}, "chunk"),
         ({"model_weights": "fp8"}, "model_weights"),
+        ({"prefill_beside": 0}, "prefill_beside"),
         ({"vocoder_backend": "theirs"}, "vocoder_backend"),
         ({"queue_deadline": 0}, "queue_deadline"),
     ],
