@@ -66,7 +66,7 @@ def measure(loaded: Loaded, args: argparse.Namespace) -> dict[str, Any]:
 def first_tokens(engine: Engine, newcomers: int, number: int) -> dict[str, float]:
     """So many questions, the number-th and following: what it takes until each has its only token."""
     for i in range(number, number + newcomers):
-        engine.add(f"turn {i}", [Utterance("user", text=f"{i}: {PROMPT}")], Sampling(max_new_tokens=1))
+        engine.add(f"turn {i}", [Utterance("user", text=f"{i:06}: {PROMPT}")], Sampling(max_new_tokens=1))
     clock = time.process_time if engine.omni.device.type == "cpu" else time.perf_counter
     (calls, rows, _), started, tokens = counts(engine), clock(), 0
     while not engine.idle:

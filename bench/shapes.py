@@ -63,6 +63,7 @@ PUBLISHED_VOCODER = {
 }
 SYSTEM_TOKENS, REQUEST_TOKENS = 45, 17  # of the published template, before and after the speech
 SHAPES = ("mini", "tiny", "8b")
+NARROW = (1, 2, 4, 8)  # what the published numbers of heads can be divided by
 TRACE_SAYS = "random weights made on the device; lengths and units from a trace, durations of about 1.6 frames a unit"
 
 
@@ -81,11 +82,13 @@ def load(
     dtype: torch.dtype = torch.float32,
     layers: int | None = None,
     true_length: bool = False,
+    narrow: int = 1,
 ) -> Loaded:
-    """A shape by name, or a checkpoint directory. `layers` cuts the published LLM and encoder down to so many."""
+    """A shape by name, or a checkpoint directory. `layers` and `narrow` cut the published shapes for small machines."""
     if shape == "8b":
-        omni = published(*published_config(layers, true_length), device, dtype)
+        omni = published(*published_config(layers, true_length, narrow), device, dtype)
         cut = "" if layers is None else f"; only {layers} layers of the LLM and of the encoder"
+        cut += "" if narrow == 1 else f"; all widths but the vocoder's divided by {narrow}"
         return Loaded(
             shape, TRACE_SAYS + cut, omni, published_vocoder(dtype).to(device), lambda seed: traces.trace(seed)
         )
@@ -96,11 +99,32 @@ def load(
     return Loaded(shape, says.get(shape, f"the checkpoint {found.name}"), omni, vocoder, lambda seed: None)
 
 
-def published_config(layers: int | None = None, true_length: bool = False) -> tuple[OmniConfig, EncoderConfig]:
-    """The 8B model's shapes; no token ends an answer."""
+def published_config(
+    layers: int | None = None, true_length: bool = False, narrow: int = 1
+) -> tuple[OmniConfig, EncoderConfig]:
+    """The 8B model's shapes; no token ends an answer. `narrow` divides widths, heads and the vocabulary."""
     raw = PUBLISHED | {"num_hidden_layers": layers or PUBLISHED["num_hidden_layers"], "eos_token_id": []}
     config = configs.parse(raw | {"speech_input": "true-length" if true_length else "padded"})
-    return config, replace(WHISPER_LARGE_V3, num_layers=layers or WHISPER_LARGE_V3.num_layers)
+    encoder = replace(WHISPER_LARGE_V3, num_layers=layers or WHISPER_LARGE_V3.num_layers)
+    return (config, encoder) if narrow == 1 else _narrow(config, encoder, narrow)
+
+
+def _narrow(config: OmniConfig, encoder: EncoderConfig, factor: int) -> tuple[OmniConfig, EncoderConfig]:
+    """Heads stay as wide as they are; there are fewer of them."""
+    heads = encoder.num_heads // factor
+    encoder = replace(encoder, num_heads=heads, width=encoder.width // encoder.num_heads * heads)
+    llm, unit_decoder = (
+        replace(
+            block,
+            width=block.width // factor,
+            num_heads=block.num_heads // factor,
+            num_kv_heads=block.num_kv_heads // factor,
+            ffn_width=block.ffn_width // factor,
+        )
+        for block in (config.llm, config.unit_decoder)
+    )
+    sizes = {"vocab_size": config.vocab_size // factor, "adaptor_hidden": config.adaptor_hidden // factor}
+    return replace(config, llm=llm, unit_decoder=unit_decoder, encoder_width=encoder.width, **sizes), encoder
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from bench import questions, report
 from bench.naive import Naive
 from bench.ours import Ours
 from bench.pieces import Heard, listen
-from bench.shapes import SHAPES, Loaded, load
+from bench.shapes import NARROW, SHAPES, Loaded, load
 from bench.stopwatch import Stopwatch
 from omni.engine.engine import EngineConfig
 from omni.engine.projection import WEIGHTS
@@ -54,6 +54,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape", default="mini", help=f"{', '.join(SHAPES)} or a checkpoint directory (default: %(default)s)"
     )
     model.add_argument("--layers", type=int, metavar="N", help="with --shape 8b: only so many, for small machines")
+    model.add_argument(
+        "--narrow", type=int, choices=NARROW, default=1, help="with --shape 8b: divide its widths, likewise"
+    )
     model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     model.add_argument("--dtype", choices=DTYPES, default=None, help="default: float32 on a CPU, bfloat16 on a GPU")
     model.add_argument("--weights", choices=WEIGHTS, default="float", help="of our engine (default: %(default)s)")
@@ -78,7 +81,7 @@ def load_model(args: argparse.Namespace, true_length: bool = False) -> Loaded:
     """Threads set, dtype chosen, model loaded."""
     torch.set_num_threads(args.threads)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
-    return load(args.shape, args.device, getattr(torch, args.dtype), args.layers, true_length)
+    return load(args.shape, args.device, getattr(torch, args.dtype), args.layers, true_length, args.narrow)
 
 
 def device_name(device: str) -> str:

@@ -68,3 +68,14 @@ def test_no_memory_is_a_row_of_the_table(monkeypatch):
     told = {"batches": [found], "dtype": "float32", "weights": "float"}
     told["ceilings"] = {"copy_bytes_per_second": 1.0, "flops_per_second": 1.0}
     assert "| 4 | out of memory |" in engine.summary(loaded, told)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning")
+@pytest.mark.parametrize("weights", ["float", "int8", "fp8"])
+def test_the_script_for_a_gpu_runs_in_small(bench, weights: str):
+    """`--shape 8b` with one layer and an eighth of the widths, in every form of the weights: all rows, every step."""
+    cut = ["--shape", "8b", "--layers", "1", "--narrow", "8", "--device", "cpu", "--dtype", "bfloat16"]
+    found, printed = bench("engine", *cut, "--weights", weights, "--max-batch", "2", "--steps", "2")
+    assert [each["rows"] for each in found["batches"]] == [1, 2]
+    assert [each["unit_rows_per_step"] for each in found["batches"]] == [25, 50]
+    assert "only 1 layers" in printed and "divided by 8" in printed and f"{weights} weights" in printed

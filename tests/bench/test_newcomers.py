@@ -8,5 +8,5 @@ def test_one_call_reads_what_several_do(bench):
     steps = together[0]["calls"]
     assert [each["calls"] for each in together] == [steps] * 2 and steps < 4
     assert all(each["calls"] >= 4 for each in alone)
-    assert {each["positions"] // 4 for each in together} == {each["positions"] // 4 for each in alone}
+    assert len({each["positions"] for each in together + alone}) == 1
     assert "one by one / one call: " in printed and found["ratio"]["n"] == 2
