@@ -18,7 +18,7 @@ from omni.engine.sequence import Output
 from omni.model.omni import Omni
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
-from omni.serve.config import ServeConfig
+from omni.serve import chunks
 from omni.vocoder.code_hifigan import CodeHiFiGAN
 from omni.vocoder.render import render
 from omni.vocoder.streaming import ChunkPlanner, ChunkReply
@@ -33,7 +33,7 @@ class Ours:
     def answer(self, samples: np.ndarray, limit: int, trace: Trace | None = None) -> Iterator[Piece]:
         """Leaving the loop early frees the slot."""
         self.num_asked += 1
-        turn, planner, num_tokens = f"turn {self.num_asked}", self._planner(), 0
+        turn, planner, num_tokens = f"turn {self.num_asked}", chunks.planner(self.vocoder.config), 0
         self.engine.add(turn, [Utterance("user", speech=samples)], Sampling(max_new_tokens=limit))
         finish = None
         try:
@@ -50,14 +50,6 @@ class Ours:
         finally:
             self.engine.abort(turn)
             self.engine.step()  # the step that frees the slot
-
-    def _planner(self) -> ChunkPlanner:
-        return ChunkPlanner.of(
-            self.vocoder.config,
-            first_chunk=ServeConfig.first_chunk,
-            chunk=ServeConfig.chunk,
-            growth=ServeConfig.chunk_growth,
-        )
 
     def _vocode(self, planner: ChunkPlanner) -> bytes:
         pcm = b""

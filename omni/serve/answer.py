@@ -20,8 +20,9 @@ from typing import Any, Protocol
 from omni import checkpoints
 from omni.audio import wav
 from omni.audio.wav import SAMPLE_RATE, AudioError
+from omni.serve import chunks
 from omni.serve.client import Client
-from omni.serve.config import API_KEY_VARIABLE, ServeConfig
+from omni.serve.config import API_KEY_VARIABLE
 from omni.serve.protocol import AudioDelta, Done, Event, Failed, Sampling, TextDelta
 
 TURN = "answer"  # the only one
@@ -139,7 +140,7 @@ class Here:
             self._engine.abort(TURN)
 
     def _answer(self, conversation: list, sampling: Any, started: float) -> Generator[Event]:
-        planner = self._planner()
+        planner = chunks.planner(self._vocoder.config)
         text, num_tokens, num_samples, finish = "", 0, 0, None
         self._engine.add(TURN, conversation, sampling)
         while finish is None:
@@ -157,16 +158,6 @@ class Here:
                 num_samples += len(pcm) // 2
         timings = {"total": time.monotonic() - started}
         yield Done(text, finish, num_tokens, planner.units_received, num_samples, timings)
-
-    def _planner(self) -> Any:
-        from omni.vocoder.streaming import ChunkPlanner
-
-        return ChunkPlanner.of(
-            self._vocoder.config,
-            first_chunk=ServeConfig.first_chunk,
-            chunk=ServeConfig.chunk,
-            growth=ServeConfig.chunk_growth,
-        )
 
     def _vocode(self, planner: Any) -> Generator[bytes]:
         from omni.vocoder.render import render

@@ -26,12 +26,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from omni.serve import errors
+from omni.serve import chunks, errors
 from omni.serve.alignment import Alignment
 from omni.serve.cluster import Cluster, Kind
 from omni.serve.config import ServeConfig
 from omni.serve.protocol import AudioDelta, Done, Event, Failed, Message, Sampling, TextDelta, Tokens, TurnRequest
-from omni.vocoder.streaming import Chunk, ChunkError, ChunkPlanner, ChunkReply, samples_per_frame
+from omni.vocoder.streaming import Chunk, ChunkError, ChunkReply, samples_per_frame
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +139,7 @@ class Turn:
         self.outcome: Done | Failed | None = None
         self._cluster = cluster
         self._config = config
-        self._planner = ChunkPlanner.of(
-            voice.config,
-            first_chunk=config.first_chunk,
-            chunk=config.chunk,
-            growth=config.chunk_growth,
-        )
+        self._planner = chunks.planner(voice.config, config)
         self._audio, self._samples_per_frame = audio, voice.samples_per_frame
         self._more_units = asyncio.Event()
         self._outbox: asyncio.Queue[Event] = asyncio.Queue()  # who fills it waits for `_room` first

@@ -12,19 +12,10 @@ from typing import Any
 
 import torch
 
+from omni.train.shapes import SHAPES
+
 logger = logging.getLogger(__name__)
-TINY: dict[str, Any] = {
-    "vocab_size": 259,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "bos_token_id": 257,
-    "eos_token_id": 258,
-}
+BYTES: dict[str, Any] = {"bos_token_id": 257, "eos_token_id": 258}  # of the byte tokenizer
 
 
 def write_tiny(folder: Path, seed: int = 0) -> None:
@@ -34,7 +25,7 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        llm = LlamaForCausalLM(LlamaConfig(**TINY))
+        llm = LlamaForCausalLM(LlamaConfig(**SHAPES["small"].llm, **BYTES))
     byte_tokenizer().save_pretrained(folder)
     llm.save_pretrained(folder)
 

@@ -9,7 +9,8 @@ import tone_voice
 import torch
 from safetensors.torch import load_file, save_file
 
-from omni.train.base_llm import TINY, write_tiny
+from omni.train.base_llm import write_tiny
+from omni.train.shapes import SHAPES
 
 DEADLINE = 240.0  # seconds, for a process to come so far
 
@@ -19,7 +20,7 @@ def write_states(folder, recordings) -> None:
     draw = torch.Generator().manual_seed(0)
     lengths = [len(row["text"]) + 1 for row in recordings.rows]
     tensors = {
-        "hidden": torch.randn(sum(lengths), TINY["hidden_size"], generator=draw).half(),
+        "hidden": torch.randn(sum(lengths), SHAPES["small"].llm["hidden_size"], generator=draw).half(),
         "lengths": torch.tensor(lengths),
         "recording": torch.arange(len(lengths)),
         "agreed": torch.ones(len(lengths)),
