@@ -1,7 +1,7 @@
 #!/bin/sh
 # The mini checkpoint from texts to what ships: ./recipes/mini.sh [RUN_FOLDER]
 #
-# On two CPU cores about two hours; docs/mini.md has the figures. Every step goes on where it was stopped, so the
+# On two CPU cores about four hours; docs/mini.md has the figures. Every step goes on where it was stopped, so the
 # script may be run again at any time. What ships appears in RUN_FOLDER/export.
 set -eu
 run=${1:-runs/mini}
@@ -15,17 +15,27 @@ omni train data --output "$run" --voice hibari --count 20000 --texts mixed --see
 omni train data --output "$run" --voice hibari --count 20000 --texts mixed --seed 1
 wait
 
-# Understanding: the LLM learns to answer, in writing and aloud, and the adaptor to hear. The deltas that ship are those
-# of the first version, whose adaptor had heard for 19 minutes; the adaptor went on and hands on the tokens it hears.
+# Understanding: the LLM learns to answer, in writing and aloud, and the adaptor to hear and to hand on the tokens it
+# hears; then the LLM learns to answer what was misheard.
 omni train stage1 --output "$run" --phase hear --minutes 19
 omni train stage1 --output "$run" --phase read --minutes 7
 omni train stage1 --output "$run" --phase answer --minutes 26
 omni train stage1 --output "$run" --phase hear --minutes 36 --tokens
+omni train stage1 --output "$run" --phase follow --minutes 28 --spoken-share 0.6
 
-# Speaking: one voice's answers become units, a vocoder learns to speak them, and the unit decoder to think them.
-omni train units --answers "$run/answers.jsonl" --voice "$run/voice"
-omni train vocoder --voice "$run/voice" --output "$run/export/vocoder" --minutes 27
-omni train stage2 states --answers "$run/answers.jsonl" --voice "$run/voice" \
-    --delta "$run/export/llm_delta.safetensors" --output "$run/states"
-omni train stage2 train --states "$run/states" --voice "$run/voice" --output "$run/stage2" --minutes 40 --aligned-minutes 10
+# The voice: units of its own states, and a vocoder that speaks them.
+omni train voice --answers "$run/answers.jsonl" --voice "$run/voice" --num-units 1000
+omni train source-filter --voice "$run/voice" --output "$run/export/vocoder" --minutes 34
+
+# Speaking: the unit decoder learns from what the LLM thinks while it answers, most of all while it answers by itself.
+omni train own --output "$run" --delta "$run/export/llm_delta.safetensors" --adaptor "$run/export/adaptor.safetensors" \
+    --count 3000 --repeats 4600
+cat "$run/answers.jsonl" "$run/own.jsonl" "$run/repeats.jsonl" > "$run/to-speak.jsonl"
+omni train voice --answers "$run/to-speak.jsonl" --voice "$run/spoken" --units "$run/voice/units.safetensors" \
+    --sentences 9000
+omni train stage2 states --answers "$run/to-speak.jsonl" --voice "$run/spoken" --per-answer 2 --repeat-share 0.9 \
+    --delta "$run/export/llm_delta.safetensors" --output "$run/states" \
+    --speech "$run/speech" --adaptor "$run/export/adaptor.safetensors"
+omni train stage2 train --states "$run/states" --voice "$run/spoken" --output "$run/stage2" --agreed 0.3 \
+    --answer-weight 4 --rate 1.6e-3 --minutes 37 --aligned-minutes 22
 cp "$run/stage2/unit_decoder.safetensors" "$run/export/"

@@ -5,6 +5,7 @@
 Half of the questions are written ones that were only heard so far (data/heard.txt), half are spoken and reach the LLM
 as the adaptor might mishear them. The answers are often wrong; that does not matter for how they sound. Lines of
 RUN/own.jsonl: instruction, response, kind "own", and the prompt's ids, so that the states can be computed later.
+Sentences to repeat, more than answers.jsonl has, come beside them in RUN/repeats.jsonl: words in other surroundings.
 """
 
 import argparse
@@ -24,11 +25,11 @@ from tqdm import tqdm
 
 from omni.model.adaptor import Adaptor
 from omni.model.prompt import SPEECH, Prompt, Utterance
-from omni.train import speech
+from omni.train import keep, speech
 from omni.train.answering import generate
 from omni.train.following import SHARPNESS, Misheard
 from omni.train.hearing import masked
-from omni.train.instructions import heard
+from omni.train.instructions import REQUESTS, heard
 from omni.train.low_rank import add_deltas, merge
 from omni.train.stage1 import load_llm
 from omni.train.stage2 import load_adaptor
@@ -36,7 +37,7 @@ from omni.train.stage2 import load_adaptor
 logger = logging.getLogger(__name__)
 TOGETHER = 256  # questions between two writings
 ROWS = 64  # of one generation
-LONGEST = 24  # words of an answer that is kept
+REPEATED = 13  # words of the longest sentence to repeat
 
 
 def written(prompt: Prompt, count: int, seed: int) -> list[tuple[str, list[int]]]:
@@ -67,12 +68,21 @@ def spoken(
             yield said.text, [*around[:at], *heard_ids, *around[at + 1 :]]
 
 
+def repeats(count: int, seed: int) -> list[dict]:
+    """Questions that were only heard so far, as sentences to say again."""
+    draw = random.Random(seed)
+    texts = [each.instruction for each in heard() if 3 <= len(each.instruction.split()) <= REPEATED]
+    draw.shuffle(texts)
+    return [{"instruction": draw.choice(REQUESTS) + text, "response": text, "kind": "repeat"} for text in texts[:count]]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the run, with its llm/ and speech/")
     parser.add_argument("--delta", type=Path, help="llm_delta.safetensors; the LLM as packaged unless given")
     parser.add_argument("--adaptor", type=Path, help="one that hands on tokens; without it, questions are written ones")
     parser.add_argument("--speech", type=Path, help="folder of the shards (default: the run's speech/)")
     parser.add_argument("--count", type=int, default=5000, help="questions (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5000, help="sentences to repeat (default: %(default)s)")
     parser.add_argument("--rank", type=int, default=32, help="of the deltas (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -90,6 +100,9 @@ def main(args: argparse.Namespace) -> int:
         jobs += spoken(args.speech or args.output / "speech", prompt, adaptor, ids, args.count // 2, args.seed)
     jobs += written(prompt, args.count - len(jobs), args.seed)
     random.Random(args.seed).shuffle(jobs)
+    keep.text(
+        args.output / "repeats.jsonl", "".join(json.dumps(row) + "\n" for row in repeats(args.repeats, args.seed))
+    )
     run: Any = SimpleNamespace(llm=llm, tokenizer=tokenizer)
     path = args.output / "own.jsonl"
     done = _whole_lines(path)
