@@ -89,7 +89,7 @@ class ServeConfig:
     conversation_deadline: float = 7200.0  # longest conversation
 
     # chunks, in units
-    first_chunk: int = 10
+    first_chunk: int = 6
     chunk: int = 80
     chunk_growth: float = 2.0
 

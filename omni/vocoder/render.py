@@ -83,6 +83,11 @@ def _refusal(vocoder: Vocoder, chunk: Chunk) -> ChunkError | None:
         return ChunkError(f"Chunk {chunk.number}: unit {wrong[0]} is not one of the vocoder's 0 … {num_units - 1}.")
     if not chunk.final and (held_back := chunk.context_frames) < context:
         return ChunkError(f"Chunk {chunk.number} holds back {held_back} frames; this vocoder needs {context}.")
+    history = history_frames(vocoder.config)
+    if not chunk.first and chunk.skip_frames < history:
+        return ChunkError(
+            f"Chunk {chunk.number} brings {chunk.skip_frames} frames of what came before; this vocoder needs {history}."
+        )
     return None
 
 

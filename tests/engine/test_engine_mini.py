@@ -20,9 +20,8 @@ from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
 from omni.serve.config import ServeConfig
 from omni.vocoder import checkpoint as vocoder_checkpoint
-from omni.vocoder.code_hifigan import CodeHiFiGAN
-from omni.vocoder.render import offline, render
-from omni.vocoder.streaming import ChunkPlanner, ChunkReply, context_frames, samples_per_frame
+from omni.vocoder.render import Vocoder, offline, render
+from omni.vocoder.streaming import ChunkPlanner, ChunkReply
 from tests.engine.conftest import Answer, reference
 
 LIMITED = Sampling(max_new_tokens=20)
@@ -42,18 +41,17 @@ def mini(found) -> Omni:
 
 
 @pytest.fixture(scope="module")
-def vocoder(found) -> CodeHiFiGAN:
+def vocoder(found) -> Vocoder:
     return vocoder_checkpoint.load(found.vocoder)
 
 
-def planner(vocoder: CodeHiFiGAN) -> ChunkPlanner:
+def planner(vocoder: Vocoder) -> ChunkPlanner:
     """As a turn has it."""
-    return ChunkPlanner(
-        context_frames(vocoder.config),
+    return ChunkPlanner.of(
+        vocoder.config,
         first_chunk=ServeConfig.first_chunk,
         chunk=ServeConfig.chunk,
         growth=ServeConfig.chunk_growth,
-        samples_per_frame=samples_per_frame(vocoder.config),
     )
 
 

@@ -242,6 +242,10 @@ def test_a_chunk_planned_for_a_vocoder_that_hears_less_is_refused():
     (outcome,) = render(vocoder, [chunk])
     assert isinstance(outcome, ChunkError)
     assert "Chunk 4 holds back 7 frames; this vocoder needs 21" in str(outcome)
+    chunk = Chunk(4, tuple(range(9)), skip_frames=7, first=False, final=True, durations=(1,) * 7)
+    (outcome,) = render(vocoder, [chunk])
+    assert isinstance(outcome, ChunkError)
+    assert "Chunk 4 brings 7 frames of what came before; this vocoder needs 21" in str(outcome)
 
 
 def test_a_chunk_whose_certain_frames_are_none_gets_durations_and_no_sound():
