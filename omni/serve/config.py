@@ -89,9 +89,9 @@ class ServeConfig:
     conversation_deadline: float = 7200.0  # longest conversation
 
     # chunks, in units
-    first_chunk: int = 6
+    first_chunk: int = 8
     chunk: int = 80
-    chunk_growth: float = 2.0
+    chunk_growth: float = 1.25
 
     # the cluster under it
     store: str = ""  # where sessions are kept: "" in memory, redis://HOST:PORT/N, or a SQLite file

@@ -22,9 +22,9 @@ class VocoderCheckpointError(ValueError):
 def load(
     directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> CodeHiFiGAN | SourceFilter:
-    """directory → its vocoder in eval mode. `dtype` is CodeHiFiGAN's generator's; all else is float32.
+    """directory → its vocoder in eval mode. `dtype` is CodeHiFiGAN's generator's.
 
-    Durations are always decided in float32, and source and filter need it for their phases.
+    Durations are always decided in float32; source and filter compute in it, and their melody in float64.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -39,6 +39,8 @@ def load(
     if isinstance(model, CodeHiFiGAN):
         for part in (model.conv_pre, model.ups, model.resblocks, model.conv_post):
             part.to(dtype)
+    else:
+        model.prosody.double()
     return model.to(device).eval().requires_grad_(False)
 
 

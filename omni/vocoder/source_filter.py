@@ -142,14 +142,18 @@ class SourceFilter(nn.Module):
         return all_samples(samples[:, None])[:, 0], after - after.floor()
 
     def melody(self, embedded: Tensor, inside: Padding) -> tuple[Tensor, Tensor]:
-        """(B, C, F) → pitch in Hz and energy, (B, 2F) each, of every half frame."""
-        said = self.prosody(embedded, inside)
+        """(B, C, F) → pitch in Hz and energy, (B, 2F) each, of every half frame.
+
+        When it serves, in float64: the phase adds up all pitches of an answer, and with them what rounding makes of one
+        in a chunk of another width. In float32 one answer in twelve differed from the whole one by more than a step.
+        """
+        said = self.prosody(embedded.to(self.prosody.head.weight.dtype), inside)
         f0, energy = (x.transpose(1, 2).flatten(1) for x in said.split(HALVES, dim=1))
         return f0 * F0_SCALE, energy * ENERGY_SCALE
 
     def spectra(self, embedded: Tensor, f0: Tensor, energy: Tensor, inside: Padding) -> Tensor:
         """(B, C, F), (B, 2F), (B, 2F) → (B, 4 · bins, 2F): log gain and turn of the pulses, log amplitude and phase."""
-        told = torch.stack((torch.log(1 + f0.clamp(min=0)) / LOG_SCALE, energy / ENERGY_SCALE), dim=1)
+        told = torch.stack((torch.log(1 + f0.clamp(min=0)) / LOG_SCALE, energy / ENERGY_SCALE), dim=1).to(embedded)
         x = torch.cat((embedded.repeat_interleave(HALVES, dim=-1), told), dim=1)
         return self.decoder(x, inside.upsampled(HALVES))
 
@@ -166,7 +170,7 @@ class SourceFilter(nn.Module):
 
         The highest fades in, and so does the voice, so that a pitch which differs in its last digits sounds the same.
         """
-        rate = self.pitch(f0)
+        rate = self.pitch(f0).float()
         angle = 2 * torch.pi * (cycles - cycles.floor()).float()
         count = TOP_HZ / rate
         whole = count.floor()
@@ -175,7 +179,7 @@ class SourceFilter(nn.Module):
         most = torch.sin((whole + 0.5) * angle) / (2 * torch.where(close, torch.ones_like(half), half))
         sums = torch.where(close, whole + 0.5, most) - 0.5
         sums = sums + (count - whole) * torch.cos((whole + 1) * angle)
-        voiced = ((self._lines(f0) - UNVOICED_HZ) / (VOICED_HZ - UNVOICED_HZ)).clamp(0, 1)
+        voiced = ((self._lines(f0).float() - UNVOICED_HZ) / (VOICED_HZ - UNVOICED_HZ)).clamp(0, 1)
         return sums * voiced
 
     def sound(self, spectra: Tensor, pulses: Tensor, inside: Padding) -> Tensor:

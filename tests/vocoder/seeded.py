@@ -82,6 +82,7 @@ def source_filter(config: dict[str, Any], seed: int) -> SourceFilter:
         head.bias.data[:HALVES] = 120 / F0_SCALE
         model.decoder.head.bias.data[0 : model.bins] -= 3.0
         model.decoder.head.bias.data[2 * model.bins : 3 * model.bins] -= 3.0
+    model.prosody.double()  # as checkpoint.load has it
     return model.eval().requires_grad_(False)
 
 

@@ -149,6 +149,14 @@ def test_a_source_filter_hears_no_farther_than_it_says(shape):
         assert (frame(0, middle + 1) - whole).abs().max() > 1e-5
 
 
+def test_a_long_answer_keeps_its_phase():
+    """A minute of speech in chunks: what rounding does to one pitch must not add up."""
+    vocoder, units = seeded.vocoder("source-filter"), np.random.default_rng(7).integers(0, 30, 3000).tolist()
+    pcm = stream(vocoder, units, [25], planner(vocoder, 6, 80))
+    assert np.abs(np.frombuffer(pcm, "<i2")).max() > 2000
+    assert_same_sound(pcm, to_pcm16(offline(vocoder, units)))
+
+
 def test_the_pulses_go_on_where_the_last_chunk_left_them():
     """Without the phase that a chunk brings along, the voice would start its cycle anew: another sound."""
     vocoder, units = seeded.vocoder("source-filter"), np.random.default_rng(3).integers(0, 30, 60).tolist()
