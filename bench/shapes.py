@@ -123,8 +123,15 @@ def _narrow(config: OmniConfig, encoder: EncoderConfig, factor: int) -> tuple[Om
         )
         for block in (config.llm, config.unit_decoder)
     )
-    sizes = {"vocab_size": config.vocab_size // factor, "adaptor_hidden": config.adaptor_hidden // factor}
-    return replace(config, llm=llm, unit_decoder=unit_decoder, encoder_width=encoder.width, **sizes), encoder
+    narrowed = replace(
+        config,
+        llm=llm,
+        unit_decoder=unit_decoder,
+        encoder_width=encoder.width,
+        vocab_size=config.vocab_size // factor,
+        adaptor_hidden=config.adaptor_hidden // factor,
+    )
+    return narrowed, encoder
 
 
 @torch.no_grad()
