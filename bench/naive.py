@@ -43,6 +43,7 @@ from omni.model.prompt import Utterance
 from omni.model.unit_decoder import UnitDecoder
 from omni.vocoder.code_hifigan import CodeHiFiGAN
 from omni.vocoder.render import offline
+from omni.vocoder.source_filter import SourceFilter
 
 CHUNK = 10  # Ω of the published latency
 MESSAGE_PAUSE = 0.03  # seconds; the published page sleeps after each message
@@ -59,7 +60,12 @@ class Work:
 
 class Naive:
     def __init__(
-        self, omni: Omni, vocoder: CodeHiFiGAN, chunk: int = CHUNK, padded: bool = True, as_shipped: bool = False
+        self,
+        omni: Omni,
+        vocoder: CodeHiFiGAN | SourceFilter,
+        chunk: int = CHUNK,
+        padded: bool = True,
+        as_shipped: bool = False,
     ) -> None:
         self.omni, self.vocoder, self.chunk, self.padded = omni, vocoder, chunk, padded
         self.llm = _shared(omni.llm, omni.config.vocab_size)

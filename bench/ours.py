@@ -21,11 +21,12 @@ from omni.model.sampling import Sampling
 from omni.serve import chunks
 from omni.vocoder.code_hifigan import CodeHiFiGAN
 from omni.vocoder.render import render
+from omni.vocoder.source_filter import SourceFilter
 from omni.vocoder.streaming import ChunkPlanner, ChunkReply
 
 
 class Ours:
-    def __init__(self, omni: Omni, vocoder: CodeHiFiGAN, config: EngineConfig) -> None:
+    def __init__(self, omni: Omni, vocoder: CodeHiFiGAN | SourceFilter, config: EngineConfig) -> None:
         self.engine, self.vocoder = Engine(omni, config), vocoder
         self.render = render
         self.num_asked = 0
