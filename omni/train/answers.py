@@ -68,7 +68,7 @@ class AnsweringVoice:
             ends.extend((start + shares * len(sound)) / SAMPLE_RATE)
             sounds.append(np.pad(sound, (0, -len(sound) % SAMPLES_PER_FRAME)))
         times = np.asarray(ends)
-        return Spoken(text, np.concatenate(sounds), phones, times, _word_ends(text, phones, times))
+        return Spoken(text, np.concatenate(sounds), phones, times, ends_of_words(text, phones, times))
 
     def _say(self, phones: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """One sentence: samples at 16 kHz, and where each phone ends, pads included, as a share of the whole."""
@@ -92,7 +92,7 @@ def _synthesise_level(dsp, parts: list[np.ndarray], level: float, rng: np.random
     return dsp.ola(spectrum.astype(np.complex64))
 
 
-def _word_ends(text: str, phones: str, ends: np.ndarray) -> np.ndarray | None:
+def ends_of_words(text: str, phones: str, ends: np.ndarray) -> np.ndarray | None:
     lasts = [i for i, (phone, after) in enumerate(pairwise(phones)) if phone != " " == after]
     return ends[lasts] if len(lasts) == len(text.split()) else None
 

@@ -31,7 +31,16 @@ from omni.train.vocoder import duration_loss, set_rate
 from omni.train.voice_states import BLOCKS, SAMPLES_PER_FRAME, decoder_weights
 from omni.vocoder import checkpoint
 from omni.vocoder.hifigan import Padding
-from omni.vocoder.source_filter import ENERGY_SCALE, F0_SCALE, HALVES, Block, SourceFilter, Stack
+from omni.vocoder.source_filter import (
+    ENERGY_SCALE,
+    F0_SCALE,
+    HALVES,
+    LOG_SCALE,
+    LOUDEST,
+    Block,
+    SourceFilter,
+    Stack,
+)
 from omni.vocoder.streaming import SOURCE_FILTER
 
 logger = logging.getLogger(__name__)
@@ -110,8 +119,8 @@ def go_on_from(model: SourceFilter, directory: Path) -> None:
 def spectrum(model: SourceFilter, spectra: Tensor, voice: Tensor) -> Tensor:
     """What `sound` would transform back, complex (B, 2F, bins)."""
     gain, turn, level, phase = spectra.transpose(1, 2).split(model.bins, dim=-1)
-    made = voice * torch.polar(gain.clamp(max=7.0).exp(), torch.pi * torch.tanh(turn))
-    return made + torch.polar(level.clamp(max=7.0).exp(), phase)
+    made = voice * torch.polar(gain.clamp(max=LOUDEST).exp(), torch.pi * torch.tanh(turn))
+    return made + torch.polar(level.clamp(max=LOUDEST).exp(), phase)
 
 
 def distance(made: Tensor, wanted: Tensor) -> Tensor:
@@ -124,7 +133,7 @@ def losses(model: SourceFilter, teacher: Stack, batch: tuple[Tensor, Tensor, Ten
     """(spectra, melody)"""
     units, states, f0, energy = batch
     inside = Padding(None, units.shape[1])
-    told = torch.stack((torch.log(1 + f0.clamp(min=0)) / 5, energy / 5), 1)
+    told = torch.stack((torch.log(1 + f0.clamp(min=0)) / LOG_SCALE, energy / ENERGY_SCALE), 1)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             wanted = teacher(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni.train.answers import _word_ends, with_output
+from omni.train.answers import ends_of_words, with_output
 
 STATES, DURATIONS, ENERGY = b"/Transpose_22_output_0", b"/Clip_output_0", b"/Mul_62_output_0"
 SAMPLES_PER_FRAME = 400  # 25 ms at 16 kHz: the step of the voice's durations
@@ -42,7 +42,7 @@ class Said:
     @property
     def word_ends(self) -> np.ndarray | None:
         """(words,) seconds; None where spoken words are not the written ones (numbers)."""
-        return _word_ends(self.text, self.phones, self.ends)
+        return ends_of_words(self.text, self.phones, self.ends)
 
 
 class VoiceStates:
