@@ -126,7 +126,11 @@ class ModelWorker:
     def _deliver(self, outputs: list) -> None:
         """In the computing thread: hand over, and go on computing."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._sort, outputs)
+        try:
+            self._loop.call_soon_threadsafe(self._sort, outputs)
+        except RuntimeError:
+            if not self._loop.is_closed():  # with the loop those who waited are gone, too
+                raise
 
     def _sort(self, outputs: list) -> None:
         for output in outputs:

@@ -116,6 +116,13 @@ async def test_a_reading_is_refused_where_the_slots_are_taken_and_ended_where_no
     assert not worker._mailboxes
 
 
+def test_what_is_computed_when_the_loop_has_closed_goes_to_nobody(worker):
+    """Whoever waited went with the loop; the computing thread goes on for those who ask from another one."""
+    worker._loop = asyncio.new_event_loop()
+    worker._loop.close()
+    worker._deliver([])
+
+
 async def test_it_says_where_each_token_ends(worker):
     """In units and characters of the whole answer, also where an answer goes on that another worker began."""
     ids, text, units, messages = await whole(worker.generate(request()))
