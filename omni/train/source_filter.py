@@ -199,7 +199,7 @@ def main(args: argparse.Namespace) -> int:
         progress = max(seconds / (args.minutes * 60), step / args.steps)
         if progress >= 1.0:
             break
-        set_rate(optimiser, args.rate, progress)
+        set_rate(optimiser, args.rate, progress if math.isinf(args.steps) else step / args.steps)
         for group in optimiser.param_groups:
             group["lr"] *= group["part"]
         draw = random.Random(f"{args.seed} step {step}")  # a step's data follow from its number alone

@@ -390,7 +390,8 @@ def train(args: argparse.Namespace) -> None:
         progress = max(minutes / args.minutes, step / args.steps)
         if progress >= 1.0:
             break
-        set_rate(optimiser, args.rate, progress)
+        # A run of so many steps lowers its rate by them alone: by the clock, its first step would differ each time.
+        set_rate(optimiser, args.rate, progress if math.isinf(args.steps) else step / args.steps)
         aligned = 0.9 if progress < args.aligned_minutes / args.minutes else 0.0
         loss, timed = loss_of(decoder, batch, blank, aligned)
         optimiser.zero_grad()

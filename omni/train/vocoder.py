@@ -151,7 +151,7 @@ def main(args: argparse.Namespace) -> int:
         progress = max(seconds / (args.minutes * 60), step / args.steps)
         if progress >= 1.0:
             break
-        set_rate(optimiser, args.rate, progress)
+        set_rate(optimiser, args.rate, progress if math.isinf(args.steps) else step / args.steps)
         draw = random.Random(f"{args.seed} step {step}")  # a step's data follow from its number alone
         rows, sounds = segments(recordings, codes, args.batch, draw)
         with torch.autocast("cpu", torch.bfloat16):
