@@ -41,9 +41,8 @@ from omni.model.llm import Llama
 from omni.model.omni import Omni
 from omni.model.prompt import Utterance
 from omni.model.unit_decoder import UnitDecoder
-from omni.vocoder.code_hifigan import CodeHiFiGAN
+from omni.vocoder.durations import UnitVocoder
 from omni.vocoder.render import offline
-from omni.vocoder.source_filter import SourceFilter
 
 CHUNK = 10  # Ω of the published latency
 MESSAGE_PAUSE = 0.03  # seconds; the published page sleeps after each message
@@ -62,7 +61,7 @@ class Naive:
     def __init__(
         self,
         omni: Omni,
-        vocoder: CodeHiFiGAN | SourceFilter,
+        vocoder: UnitVocoder,
         chunk: int = CHUNK,
         padded: bool = True,
         as_shipped: bool = False,

@@ -19,14 +19,13 @@ from omni.model.omni import Omni
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
 from omni.serve import chunks
-from omni.vocoder.code_hifigan import CodeHiFiGAN
+from omni.vocoder.durations import UnitVocoder
 from omni.vocoder.render import render
-from omni.vocoder.source_filter import SourceFilter
 from omni.vocoder.streaming import ChunkPlanner, ChunkReply
 
 
 class Ours:
-    def __init__(self, omni: Omni, vocoder: CodeHiFiGAN | SourceFilter, config: EngineConfig) -> None:
+    def __init__(self, omni: Omni, vocoder: UnitVocoder, config: EngineConfig) -> None:
         self.engine, self.vocoder = Engine(omni, config), vocoder
         self.render = render
         self.num_asked = 0

@@ -27,7 +27,7 @@ from omni.model.prompt import SPEECH, Utterance
 from omni.model.transformer import RMSNorm
 from omni.vocoder import checkpoint as voices
 from omni.vocoder.code_hifigan import CodeHiFiGAN
-from omni.vocoder.source_filter import SourceFilter
+from omni.vocoder.durations import UnitVocoder
 
 PUBLISHED = {  # config.json of ICTNLP/Llama-3.1-8B-Omni, as far as it gives shapes
     "hidden_size": 4096,
@@ -73,7 +73,7 @@ class Loaded:
     name: str
     says: str  # a line for the table: what is real about it
     omni: Omni
-    vocoder: CodeHiFiGAN | SourceFilter
+    vocoder: UnitVocoder
     trace: Callable[[int], Trace | None]
 
 

@@ -24,10 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from omni.train import keep
 from omni.train.metrics import Metrics
 from omni.train.units import merge
-from omni.train.vocoder import duration_loss, set_rate
+from omni.train.vocoder import duration_loss, resume, save, set_rate
 from omni.train.voice_states import BLOCKS, SAMPLES_PER_FRAME, decoder_weights
 from omni.vocoder import checkpoint
 from omni.vocoder.hifigan import Padding
@@ -186,12 +185,7 @@ def main(args: argparse.Namespace) -> int:
         {"params": [*model.prosody.parameters(), *model.dur_predictor.parameters()], "part": 4.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=args.rate, betas=(0.8, 0.99), weight_decay=0.0)
-    state, done, step = args.output / "training.pt", 0.0, 0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        done, step = saved["seconds"], saved["steps"]
+    done, step = resume(model, optimiser, args.output)
     metrics = Metrics(args.output / "metrics.csv", step)
     begun, saved_at = time.monotonic() - done, time.monotonic()
     while True:
@@ -219,10 +213,3 @@ def main(args: argparse.Namespace) -> int:
             saved_at = time.monotonic()
     save(model, optimiser, time.monotonic() - begun, step, args.output)
     return 0
-
-
-def save(model: SourceFilter, optimiser: torch.optim.Optimizer, seconds: float, steps: int, output: Path) -> None:
-    """What serves, in half precision, and what a later run goes on from."""
-    checkpoint.save(model, dict(model.config), output, torch.float16)
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "seconds": seconds, "steps": steps}
-    keep.state(output / "training.pt", state)

@@ -20,9 +20,8 @@ from omni.model.ctc import Collapse, collapse
 from omni.model.omni import Omni
 from omni.model.prompt import Utterance
 from omni.vocoder import checkpoint as vocoder_checkpoint
-from omni.vocoder.code_hifigan import CodeHiFiGAN
+from omni.vocoder.durations import UnitVocoder
 from omni.vocoder.render import offline
-from omni.vocoder.source_filter import SourceFilter
 
 MAX_TOKENS = 64  # an answer that is longer has lost its way
 
@@ -37,7 +36,7 @@ class Reply:
 
 
 class Talker:
-    def __init__(self, omni: Omni, vocoder: CodeHiFiGAN | SourceFilter, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(self, omni: Omni, vocoder: UnitVocoder, max_tokens: int = MAX_TOKENS) -> None:
         self.omni, self.vocoder, self.max_tokens = omni, vocoder, max_tokens
 
     @classmethod

@@ -28,8 +28,8 @@ from omni.train.metrics import Metrics
 from omni.train.units import Units, merge
 from omni.vocoder import checkpoint
 from omni.vocoder.code_hifigan import CodeHiFiGAN
+from omni.vocoder.durations import UnitVocoder
 from omni.vocoder.hifigan import Padding
-from omni.vocoder.source_filter import SourceFilter
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def segments(
     return torch.stack(rows), torch.stack(sounds)
 
 
-def duration_loss(model: CodeHiFiGAN | SourceFilter, merged: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+def duration_loss(model: UnitVocoder, merged: Sequence[tuple[list[int], list[int]]]) -> Tensor:
     """Mean squared error of log(frames + 1) over recordings' merged units."""
     units = pad_sequence([torch.tensor(row) for row, _ in merged], batch_first=True)
     wanted = pad_sequence([torch.tensor(durations) for _, durations in merged], batch_first=True)
@@ -137,12 +137,7 @@ def main(args: argparse.Namespace) -> int:
     initialise(model, units)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.8, 0.99), weight_decay=0.0)
     args.output.mkdir(parents=True, exist_ok=True)
-    state, done, step = args.output / "training.pt", 0.0, 0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        done, step = saved["seconds"], saved["steps"]
+    done, step = resume(model, optimiser, args.output)
     metrics = Metrics(args.output / "metrics.csv", step)
     begun = time.monotonic() - done
     saved_at = time.monotonic()
@@ -171,9 +166,9 @@ def main(args: argparse.Namespace) -> int:
             found = {"spectra": spectra.item(), "wave": wave.item(), "durations": durations.item()}
             metrics.row(step, found | {"rate": optimiser.param_groups[0]["lr"]})
         if time.monotonic() - saved_at > args.save_every:
-            save(model, config, optimiser, time.monotonic() - begun, step, args.output)
+            save(model, optimiser, time.monotonic() - begun, step, args.output)
             saved_at = time.monotonic()
-    save(model, config, optimiser, time.monotonic() - begun, step, args.output)
+    save(model, optimiser, time.monotonic() - begun, step, args.output)
     return 0
 
 
@@ -184,10 +179,19 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float, progress: float) -> 
         group["lr"] = now
 
 
-def save(
-    model: CodeHiFiGAN, config: dict, optimiser: torch.optim.Optimizer, seconds: float, steps: int, output: Path
-) -> None:
+def resume(model: UnitVocoder, optimiser: torch.optim.Optimizer, output: Path) -> tuple[float, int]:
+    """Seconds and steps of training that a killed run had done."""
+    state = output / "training.pt"
+    if not state.exists():
+        return 0.0, 0
+    saved = torch.load(state, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimiser.load_state_dict(saved["optimiser"])
+    return saved["seconds"], saved["steps"]
+
+
+def save(model: UnitVocoder, optimiser: torch.optim.Optimizer, seconds: float, steps: int, output: Path) -> None:
     """What serves, in the published layout and half precision, and what a later run goes on from."""
-    checkpoint.save(model, config, output, torch.float16)
+    checkpoint.save(model, dict(model.config), output, torch.float16)
     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "seconds": seconds, "steps": steps}
     keep.state(output / "training.pt", state)

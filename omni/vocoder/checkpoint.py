@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from omni.vocoder.code_hifigan import CodeHiFiGAN
+from omni.vocoder.durations import UnitVocoder
 from omni.vocoder.source_filter import SourceFilter
 from omni.vocoder.streaming import SOURCE_FILTER
 
@@ -19,9 +20,7 @@ class VocoderCheckpointError(ValueError):
     """A vocoder directory is incomplete, or its weights do not fit its config.json."""
 
 
-def load(
-    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> CodeHiFiGAN | SourceFilter:
+def load(directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> UnitVocoder:
     """directory → its vocoder in eval mode. `dtype` is CodeHiFiGAN's generator's.
 
     Durations are always decided in float32; source and filter compute in it, and their melody in float64.
@@ -29,7 +28,7 @@ def load(
     directory = Path(directory)
     config = read_config(directory)
     if config.get("generator") == SOURCE_FILTER:
-        model: CodeHiFiGAN | SourceFilter = SourceFilter(config)
+        model: UnitVocoder = SourceFilter(config)
     else:
         model = CodeHiFiGAN(config)
     try:
@@ -63,7 +62,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def save(
-    model: CodeHiFiGAN | SourceFilter,
+    model: UnitVocoder,
     config: dict[str, Any],
     directory: str | Path,
     dtype: torch.dtype = torch.float32,

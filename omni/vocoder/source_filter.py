@@ -21,9 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from omni.vocoder.code_hifigan import DurationPredictor
+from omni.vocoder.durations import DurationPredictor, UnitVocoder
 from omni.vocoder.hifigan import Padding, VocoderConfigError
 
+KEYS = (
+    *("num_embeddings", "embedding_dim", "code_hop_size", "sampling_rate"),
+    *("dur_predictor_params", "prosody", "decoder"),
+)
 HALVES = 2  # spectra in a frame
 WINDOWS = 4  # hops in a spectrum's window
 LOUDEST = 7.0  # log amplitude at which spectra are cut
@@ -71,17 +75,17 @@ class Stack(nn.Module):
         return inside(self.head(self.norm(x.transpose(1, 2))).transpose(1, 2))
 
 
-class SourceFilter(nn.Module):
-    """durations(units (B, N), lengths (B,)) → (B, N) frames; forward(units, durations, lengths) → (B, S).
-
-    Rows of a batch get what they would get alone. Past a row's length durations and samples are 0.
-    """
+class SourceFilter(UnitVocoder):
+    """See UnitVocoder; `vocode` makes pieces of answers."""
 
     window: Tensor
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        missing = [key for key in KEYS if key not in config]
+        if missing:
+            raise VocoderConfigError(f"a vocoder by source and filter needs {', '.join(missing)} in its config.json.")
         super().__init__()
-        self.config: Mapping[str, Any] = config
+        self.config = config
         self.samples_per_frame = int(config["code_hop_size"])
         if self.samples_per_frame % HALVES:
             raise VocoderConfigError(f"code_hop_size {self.samples_per_frame} is not a multiple of {HALVES}.")
@@ -95,19 +99,6 @@ class SourceFilter(nn.Module):
         self.prosody = Stack(width, 2 * HALVES, **config["prosody"])
         self.decoder = Stack(width + 2, 4 * self.bins, **config["decoder"])
         self.register_buffer("window", torch.hann_window(WINDOWS * self.hop), persistent=False)
-
-    @property
-    def num_units(self) -> int:
-        return self.dict.num_embeddings
-
-    def durations(self, units: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, N) → (B, N) int64: at least one frame for every unit, 0 for padding."""
-        if units.shape[1] == 0:
-            return torch.zeros_like(units)
-        inside = Padding(lengths, units.shape[1])
-        log_durations = self.dur_predictor(self.dict(self._checked(units)), inside)
-        frames = torch.round(torch.exp(log_durations) - 1).long().clamp(min=1)
-        return inside(frames[:, None])[:, 0]
 
     def forward(self, units: Tensor, durations: Tensor, lengths: Tensor | None = None) -> Tensor:
         """units (B, N), durations (B, N) in frames, lengths (B,) in units → samples (B, S): whole answers."""
@@ -218,14 +209,3 @@ class SourceFilter(nn.Module):
         early = values[..., None] + (values - before)[..., None] * place  # place < 0
         late = values[..., None] + (after - values)[..., None] * place
         return torch.where(place < 0, early, late).flatten(1)
-
-    @torch.inference_mode()
-    def speak(self, units: Sequence[int]) -> Tensor:
-        """One answer at once: units → samples (S,). Negative codes are dropped, as published."""
-        row = torch.tensor([[unit for unit in units if unit >= 0]], dtype=torch.long, device=self.dict.weight.device)
-        return self(row, self.durations(row))[0]
-
-    def _checked(self, units: Tensor) -> Tensor:
-        if units.numel() and not 0 <= int(units.min()) <= int(units.max()) < self.num_units:
-            raise ValueError(f"units must be 0 … {self.num_units - 1}; got {int(units.min())} … {int(units.max())}.")
-        return units

@@ -121,6 +121,8 @@ def test_what_is_computed_when_the_loop_has_closed_goes_to_nobody(worker):
     worker._loop = asyncio.new_event_loop()
     worker._loop.close()
     worker._deliver([])
+    worker.check_health()
+    assert not worker._mailboxes
 
 
 async def test_it_says_where_each_token_ends(worker):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from omni.audio.wav import from_pcm16, to_pcm16
 from omni.vocoder import render as rendering
+from omni.vocoder.hifigan import VocoderConfigError
 from omni.vocoder.render import offline, render
+from omni.vocoder.source_filter import SourceFilter
 from omni.vocoder.streaming import (
     Chunk,
     ChunkError,
@@ -147,6 +149,12 @@ def test_a_source_filter_hears_no_farther_than_it_says(shape):
     assert (nearest - whole).abs().max() > 1e-5
     if context:
         assert (frame(0, middle + 1) - whole).abs().max() > 1e-5
+
+
+def test_a_config_that_lacks_something_is_told_what():
+    lacking = {key: value for key, value in seeded.SOURCE_FILTERS["source-filter"].items() if key != "prosody"}
+    with pytest.raises(VocoderConfigError, match="needs prosody"):
+        SourceFilter(lacking)
 
 
 def test_a_long_answer_keeps_its_phase():
