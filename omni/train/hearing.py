@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omni.model.adaptor import Adaptor
+from omni.train import keep
 from omni.train.corpus import pad
 from omni.train.instructions import examples
 from omni.train.words import errors
@@ -154,7 +154,7 @@ def export_tokens(run: "Run", hearing: Hearing) -> None:
     tensors = {name: x.half() for name, x in run.adaptor.state_dict().items()}
     tensors["tokens.ids"] = torch.tensor([*hearing.token_ids, run.tokens(" ")[0]], dtype=torch.int32)
     tensors["tokens.blank"] = F.normalize(hearing.blank.detach(), dim=0).half()
-    save_file(tensors, folder / "adaptor.safetensors")
+    keep.tensors(folder / "adaptor.safetensors", tensors)
 
 
 @torch.inference_mode()

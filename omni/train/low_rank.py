@@ -9,10 +9,12 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
+
+from omni.train import keep
 
 
 class LowRank(nn.Module):
@@ -53,7 +55,7 @@ def save_deltas(deltas: dict[str, LowRank], file: Path, dtype: torch.dtype) -> N
             f"{name}.lora_b": delta.lora_b.detach().to(dtype),
         }
     scale = next(iter(deltas.values())).scale
-    save_file(tensors, file, {"scale": repr(scale)})
+    keep.tensors(file, tensors, {"scale": repr(scale)})
 
 
 def load_deltas(deltas: dict[str, LowRank], file: Path) -> None:

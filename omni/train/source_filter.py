@@ -14,7 +14,6 @@ import logging
 import math
 import random
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,9 @@ class Voice:
     def merged(self) -> list[tuple[list[int], list[int]]]:
         return [merge(self.codes[a:b].tolist()) for a, b in self.pieces]
 
-    def segments(
-        self, size: int, draw: random.Random, pieces: Sequence | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def segments(self, size: int, draw: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Units (B, F), states (B, F, C), pitch in Hz and energy (B, 2F) of `size` random pieces."""
-        long = [(a, b) for a, b in pieces or self.pieces if b - a >= SEGMENT_FRAMES]
+        long = [(a, b) for a, b in self.pieces if b - a >= SEGMENT_FRAMES]
         chosen = draw.choices(long, weights=[b - a - SEGMENT_FRAMES + 1 for a, b in long], k=size)
         starts = [draw.randint(a, b - SEGMENT_FRAMES) for a, b in chosen]
         units = np.stack([self.codes[s : s + SEGMENT_FRAMES] for s in starts]).astype(np.int64)

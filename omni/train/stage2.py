@@ -387,11 +387,11 @@ def train(args: argparse.Namespace) -> None:
     begun, saved_at = time.monotonic() - done, time.monotonic()
     for batch in batches(answers, weights, args.batch, args.seed, step):
         minutes = (time.monotonic() - begun) / 60
-        progress = max(minutes / args.minutes, step / args.steps)
-        if progress >= 1.0:
+        # A run of so many steps goes by them alone: by the clock, its first rate would differ each time.
+        progress = minutes / args.minutes if math.isinf(args.steps) else step / args.steps
+        if progress >= 1.0 or minutes >= args.minutes:
             break
-        # A run of so many steps lowers its rate by them alone: by the clock, its first step would differ each time.
-        set_rate(optimiser, args.rate, progress if math.isinf(args.steps) else step / args.steps)
+        set_rate(optimiser, args.rate, progress)
         aligned = 0.9 if progress < args.aligned_minutes / args.minutes else 0.0
         loss, timed = loss_of(decoder, batch, blank, aligned)
         optimiser.zero_grad()

@@ -23,6 +23,10 @@ HOP_SHARE = 16_000 / 24_000  # the voice's own rate is 24 kHz; a spectrum's ampl
 BLOCKS, BINS, OWN_BINS = 8, 401, 601  # of its decoder; the bins below 8 kHz
 
 
+class NothingToSay(ValueError):
+    """A text without a sound: empty, or of signs alone."""
+
+
 @dataclass(frozen=True)
 class Said:
     """One text as the voice would say it. Words are the text's, split at white space."""
@@ -71,7 +75,7 @@ class VoiceStates:
             phones += f" {known} "
             parts.append((states.T, frames, f0, energy))
         if not parts:
-            raise ValueError(f"{text!r} has nothing to say.")
+            raise NothingToSay(f"{text!r} has nothing to say.")
         return Said(text, phones, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from omni.train import keep
 from omni.train.units import merge, texts_to_speak
-from omni.train.voice_states import SAMPLES_PER_FRAME, Said, VoiceStates, decoder_weights
+from omni.train.voice_states import SAMPLES_PER_FRAME, NothingToSay, Said, VoiceStates, decoder_weights
 
 logger = logging.getLogger(__name__)
 LONGEST = 12.0  # seconds
@@ -107,7 +107,10 @@ def main(args: argparse.Namespace) -> int:
     voice = VoiceStates()
     said = []
     for row in tqdm(texts_to_speak(args), desc="speaking", disable=None):
-        each = voice(row["text"])
+        try:
+            each = voice(row["text"])
+        except NothingToSay:  # an answer of the LLM's own may be empty
+            continue
         if 0.5 <= len(each.f0) / 2 * SAMPLES_PER_FRAME / 16_000 <= LONGEST:
             said.append((row, each))
     states = np.concatenate([each.states for _, each in said])
