@@ -108,7 +108,8 @@ class Ledger:
         self.ends.extend(message.ends or ((self.units_received, len(self.text)),) * len(message.token_ids))
         self.finish = message.finish
         self.worker = message.worker or self.worker
-        if message.num_prompt_tokens:  # a heartbeat does not say
+        if message.num_prompt_tokens and not self.num_prompt_tokens:  # a heartbeat does not say, and a second epoch
+            # reads again what this answer has read
             self.num_prompt_tokens, self.num_cached_tokens = message.num_prompt_tokens, message.num_cached_tokens
         self.timings.update(message.timings)
         return True

@@ -1,4 +1,4 @@
-"""`omni train data|own|voice|source-filter|heldout|llm|units|stage1|stage2|vocoder|vocoder-gan|assemble|plot`: from texts to a checkpoint.
+"""`omni train STAGE`, the stages being those of STAGES below: from texts to a checkpoint.
 
 recipes/ put them in order. With --shape, both stages are those of large.py; with --mhubert, units are
 those of mhubert.py.
