@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
         return 2
     rough = load_model(args)
     about = report.about(device_name(args.device), args.threads)
-    exact = shapes.load(args.shape, args.device, torch.float32, args.layers)
+    exact = shapes.load(args.shape, args.device, torch.float32, args.layers, narrow=args.narrow)
     config = EngineConfig(num_slots=2, max_answer=args.max_new_tokens)
     rough_config = EngineConfig(num_slots=2, max_answer=args.max_new_tokens, weights=args.weights)
     engines = Engine(exact.omni, config), Engine(rough.omni, rough_config)

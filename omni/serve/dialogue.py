@@ -244,7 +244,7 @@ class Dialogue:
     async def _append(self, pcm16: bytes) -> None:
         begins = self.settings.turn_detection is None and self._listening.is_empty
         await self._listening.append(pcm16)
-        if begins:  # by push-to-talk, somebody speaks as soon as there is sound
+        if begins and not self._listening.is_empty:  # by push-to-talk, somebody speaks as soon as there is sound
             self._responding.read_ahead()
 
     def _act_on(self, signal: Signal) -> None:
