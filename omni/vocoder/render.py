@@ -55,7 +55,7 @@ def render(vocoder: Vocoder, chunks: Sequence[Chunk]) -> list[ChunkReply | Chunk
 def warm_up(vocoder: Vocoder, num_widths: int = 3) -> None:
     """Render the narrowest chunks once, those an answer begins with: compiling a width costs twice its sound.
 
-    Measured with the mini checkpoint's former CodeHiFiGAN, in float32: a fresh worker's first chunk 46 ms, the same again 15 ms.
+    Measured with the mini checkpoint's former CodeHiFiGAN, in float32: a fresh worker's first chunk 46 ms, then 15 ms.
     """
     for width in range(WIDTH_STEP, (num_widths + 1) * WIDTH_STEP, WIDTH_STEP):
         frames = torch.zeros(1, width, dtype=torch.long, device=_device(vocoder))
