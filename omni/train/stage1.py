@@ -1,4 +1,4 @@
-"""Stage 1: the adaptor and the LLM's low-rank deltas, so that the LLM answers what it hears. The encoder is frozen.
+"""Stage 1: the adaptor and the LLM's low-rank deltas, so that the LLM answers what it hears.
 
     omni train stage1 --output runs/mini --phase hear --minutes 28
     omni train stage1 --output runs/mini --phase read --minutes 11
@@ -6,7 +6,8 @@
     omni train stage1 --output runs/mini --phase follow --minutes 28 --spoken-share 0.6
 
 `hear` teaches the adaptor alone: CTC of the question's tokens against the LLM's own token embeddings, centred, so that
-what the adaptor says about speech is already in the LLM's language. `read` teaches the LLM alone the short spoken
+what the adaptor says about speech is already in the LLM's language. The encoder is frozen, as published, or its last
+blocks learn beside the adaptor (`--tune-encoder`). `read` teaches the LLM alone the short spoken
 answers, from questions in writing: half as long, so twice as fast as speech. `answer` trains both on the answers
 (next-token loss), most questions spoken, while `hear` goes on beside it. Without the first, it hardly moves
 (docs/mini.md). `follow` teaches the LLM to make sense of what an adaptor hears that hands on tokens. Every phase lowers
@@ -31,20 +32,18 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from omni.model import config, packaged
-from omni.model.adaptor import Adaptor
+from omni.model import packaged
 from omni.model.prompt import SPEECH, Prompt, Utterance
-from omni.train import following, hearing, keep
+from omni.train import ear, following, hearing, keep
 from omni.train.answering import train_answering, train_reading
 from omni.train.corpus import Corpus, CorpusError, Heldout, read_heldout
+from omni.train.ear import ADAPTOR_CONTEXT, Ear
 from omni.train.instructions import DATA
 from omni.train.low_rank import LowRank, add_deltas, save_deltas
 from omni.train.metrics import Metrics
+from omni.train.speech import ShardError
 
 logger = logging.getLogger(__name__)
-# The adaptor's shape, as the mini checkpoint's config.json says: ±2 windows are 25 frames.
-ADAPTOR_HIDDEN, ADAPTOR_CONTEXT = 1024, 2
-ROPE_THETA, NORM_EPS = 100_000.0, 1e-5  # SmolLM2's, which the adaptor's blocks share
 RECENT = 50  # losses that a line of the metrics means
 
 
@@ -63,21 +62,6 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTra
     return llm.requires_grad_(False), PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def new_adaptor(llm_width: int, encoder_width: int, context: int, blocks: str, tokens: int = 0) -> Adaptor:
-    """`blocks` as in config.json, "" for none. Blocks say nothing at first: it starts as the plain adaptor."""
-    described = config.parse(
-        {"hidden_size": llm_width, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
-        | {"vocab_size": 1, "speech_encoder_hidden_size": encoder_width, "speech_projector_hidden": ADAPTOR_HIDDEN}
-        | {"adaptor_tokens": tokens, "adaptor_context": context, "rope_theta": ROPE_THETA, "rms_norm_eps": NORM_EPS}
-        | ({"adaptor_blocks": blocks} if blocks else {})
-    )
-    adaptor = Adaptor(described)
-    for name, weight in adaptor.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            nn.init.zeros_(weight)
-    return adaptor
-
-
 @dataclass
 class Run:
     """What the phases share: the models, the data, and how far training has come."""
@@ -89,7 +73,7 @@ class Run:
     look_every: float  # seconds
     llm: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
-    adaptor: Adaptor
+    ear: Ear
     corpus: Corpus
     heldout: list[Heldout]
     seed: int = 0
@@ -167,7 +151,7 @@ class Run:
             state_of(self.folder, self.phase),
             {"module": module.state_dict(), "optimizer": optimizer.state_dict()} | far,
         )
-        keep.tensors(self.folder / "adaptor.safetensors", self.adaptor.state_dict())
+        keep.tensors(self.folder / "adaptor.safetensors", self.ear.adaptor.state_dict())
         self.last = time.monotonic()
 
     def resume(self, optimizer, module: nn.Module) -> None:
@@ -192,10 +176,11 @@ class Run:
         self.last = time.monotonic()
 
     def export(self, deltas: dict[str, LowRank]) -> None:
-        """What ships: the adaptor in fp16, the LLM's deltas in bf16."""
+        """What ships: the adaptor and what was tuned of the encoder in fp16, the LLM's deltas in bf16."""
         folder = self.folder / "export"
         folder.mkdir(exist_ok=True)
-        keep.tensors(folder / "adaptor.safetensors", {k: v.half() for k, v in self.adaptor.state_dict().items()})
+        keep.tensors(folder / "adaptor.safetensors", {k: v.half() for k, v in self.ear.adaptor.state_dict().items()})
+        ear.save_tuned(self.ear.encoder, folder)
         save_deltas(deltas, folder / "llm_delta.safetensors", torch.bfloat16)
 
 
@@ -224,6 +209,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.7,
         help="of the questions in phases answer and follow (default: %(default)s)",
     )
+    parser.add_argument(
+        "--tune-encoder",
+        type=int,
+        default=0,
+        metavar="BLOCKS",
+        help="phase hear: the encoder's last blocks learn too (default: 0, the encoder is frozen as published)",
+    )
+    parser.add_argument(
+        "--begin", type=Path, metavar="STATE", help="phase hear begins with the weights of another run's stage1-hear.pt"
+    )
     parser.add_argument("--adaptor-context", type=int, default=ADAPTOR_CONTEXT, help="windows on each side")
     parser.add_argument("--adaptor-blocks", default="", help="such as '(3,576,9,1024)' (default: none)")
     parser.add_argument(
@@ -239,7 +234,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     try:
         train(args)
-    except CorpusError as exc:
+    except (CorpusError, ShardError) as exc:
         print(f"omni train stage1: {exc}", file=sys.stderr)
         return 2
     return 0
@@ -250,13 +245,14 @@ def train(args: argparse.Namespace) -> None:
     corpus = open_corpus(args.speech or args.output / "speech", args.seed, state_of(args.output, args.phase))
     llm, tokenizer = load_llm(args.output / "llm", torch.bfloat16)
     deltas = add_deltas(llm, args.rank) if args.phase != "hear" else {}
-    adaptor = new_adaptor(llm.config.hidden_size, 384, args.adaptor_context, args.adaptor_blocks)
+    encoder = ear.whisper()
+    adaptor = ear.new_adaptor(llm.config.hidden_size, encoder.config.width, args.adaptor_context, args.adaptor_blocks)
     heldout = read_heldout(args.heldout)
     lengths = (args.minutes, args.steps, 60 * args.look_every)
-    run = Run(args.output, args.phase, *lengths, llm, tokenizer, adaptor, corpus, heldout, args.seed)
+    run = Run(args.output, args.phase, *lengths, llm, tokenizer, Ear(encoder, adaptor), corpus, heldout, args.seed)
     logger.info("%d utterances, %d held-out questions", len(corpus.spoken), len(run.heldout))
     if args.phase == "hear":
-        hearing.train_hearing(run, args.rate, args.tokens)
+        hearing.train_hearing(run, args.rate, args.tune_encoder, args.begin, args.tokens)
     elif args.phase == "read":
         train_reading(run, deltas, 1.5 * args.rate)
     elif args.phase == "answer":

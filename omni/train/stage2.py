@@ -33,11 +33,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from omni.model import checkpoint, config, ctc, mini, packaged
-from omni.model.adaptor import Adaptor
 from omni.model.llm import Llama
 from omni.model.unit_decoder import UnitDecoder
-from omni.train import keep, stage1
+from omni.train import ear, keep
 from omni.train.answers import Recordings
+from omni.train.ear import Ear
 from omni.train.listening import Listening, ListeningError
 from omni.train.metrics import Metrics
 from omni.train.speech import read_shard
@@ -122,12 +122,12 @@ class Prompts:
         self.heard: dict[str, list[Tensor]] = {}
 
     @torch.inference_mode()
-    def listen(self, folder: Path, adaptor: Adaptor) -> None:
+    def listen(self, folder: Path, ear: Ear) -> None:
         for path in sorted(folder.glob("*.safetensors")):
             for said in read_shard(path):
                 if said.example.response:
-                    self.heard.setdefault(said.example.instruction, []).append(said.frames)
-        self.adaptor = adaptor
+                    self.heard.setdefault(said.example.instruction, []).append(said.mel)
+        self.ear = ear
 
     @torch.inference_mode()
     def __call__(self, row: dict) -> Tensor:
@@ -136,25 +136,11 @@ class Prompts:
             return self.llm.embed(torch.tensor(row["prompt"]))
         if instruction not in self.heard:
             return self._embed(f"{USER}{instruction}{ASSISTANT}")
-        frames = self.draw.choice(self.heard[instruction])
-        heard = self.adaptor(frames[None].float())[0]
+        heard = self.ear([self.draw.choice(self.heard[instruction])])[0][0]
         return torch.cat((self._embed(USER), heard.to(self.llm.embed_tokens.weight.dtype), self._embed(ASSISTANT)))
 
     def _embed(self, text: str) -> Tensor:
         return self.llm.embed(torch.tensor(self.tokenizer(text).input_ids))
-
-
-def load_adaptor(file: Path, embeddings: Tensor) -> Adaptor:
-    """Stage 1's adaptor, in the shape that its weights have. `embeddings` are the LLM's."""
-    tensors = {name: x.float() for name, x in mini.with_tokens(load_file(file), embeddings).items()}
-    llm_width, encoder_width = tensors["linear2.weight"].shape[0], 384
-    context = (tensors["linear1.weight"].shape[1] // (5 * encoder_width) - 1) // 2
-    ups = [x for name, x in tensors.items() if name.endswith("up_proj.weight")]  # one of every block
-    blocks = f"({len(ups)},{llm_width},{llm_width // 64},{len(ups[0])})" if ups else ""
-    num_tokens = len(tensors.get("tokens.norms", ()))
-    adaptor = stage1.new_adaptor(llm_width, encoder_width, context, blocks, num_tokens)
-    adaptor.load_state_dict(tensors)
-    return adaptor.eval()
 
 
 def write_states(args: argparse.Namespace) -> None:
@@ -163,7 +149,7 @@ def write_states(args: argparse.Namespace) -> None:
     chosen = conversations(args.answers, recordings, args.per_answer, args.repeat_share, args.seed)
     prompts = Prompts(llm, tokenizer, args.seed)
     if args.speech:
-        prompts.listen(args.speech, load_adaptor(args.adaptor, llm.embed_tokens.weight))
+        prompts.listen(args.speech, ear.load(args.adaptor, llm.embed_tokens.weight))
     answers = [tokenizer(f"{recordings.rows[number]['text']}{STOP}").input_ids for number, _ in chosen]
     order = sorted(range(len(chosen)), key=lambda i: len(chosen[i][1]["instruction"]) + 4 * len(answers[i]))
     found: dict[int, tuple[Tensor, float]] = {}

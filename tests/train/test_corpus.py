@@ -13,7 +13,7 @@ from omni.train.instructions import Example
 
 def write(folder, name: str, first: int, count: int = 8) -> None:
     some = [
-        speech.Spoken(Example(f"{i}", "Yes.", "factual", f"{i}"), f"{i}", "v", torch.zeros(5 + 5 * (i % 3), 8))
+        speech.Spoken(Example(f"{i}", "Yes.", "factual", f"{i}"), f"{i}", "v", torch.zeros(10 + 10 * (i % 3), 8))
         for i in range(first, first + count)
     ]
     speech.write_shard(folder / f"{name}.safetensors", some)
@@ -78,7 +78,7 @@ def test_batches_hold_utterances_of_like_length(tmp_path):
     ]
     speech.write_shard(tmp_path / "a.safetensors", some)
     corpus = Corpus(tmp_path, seed=0, heard=10)
-    spreads = [np.ptp([len(each.frames) for each in corpus.spoken_at(step)]) for step in range(16)]
+    spreads = [np.ptp([len(each.mel) for each in corpus.spoken_at(step)]) for step in range(16)]
     assert np.mean(spreads) < 20  # at random it would be about 160
 
 

@@ -6,24 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_ear import NUM_MELS, WIDTH, encoder
 
 from omni import cli
-from omni.train import own_answers, speech, stage1
+from omni.train import ear, own_answers, speech
 from omni.train.base_llm import write_tiny
 from omni.train.instructions import Example
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(ear, "whisper", encoder)
     write_tiny(tmp_path / "llm")
     (tmp_path / "speech").mkdir()
     torch.manual_seed(0)
     said = [
-        speech.Spoken(Example(f"Ask {i}", response, "chitchat", "g"), f"Ask {i}", "v", torch.randn(40, 384).half())
+        speech.Spoken(Example(f"Ask {i}", response, "chitchat", "g"), f"Ask {i}", "v", torch.randn(80, NUM_MELS).half())
         for i, response in enumerate(["Say", "", "Say"])
     ]
     speech.write_shard(tmp_path / "speech" / "a.safetensors", said)
-    adaptor = stage1.new_adaptor(64, 384, 0, "")
+    adaptor = ear.new_adaptor(64, WIDTH, 0, "")
     ids = torch.tensor([*range(65, 91), 32], dtype=torch.int32)
     tokens = {"tokens.ids": ids, "tokens.blank": torch.randn(64).half()}
     save_file({name: x.half() for name, x in adaptor.state_dict().items()} | tokens, tmp_path / "adaptor.safetensors")

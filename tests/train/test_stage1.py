@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_ear import NUM_MELS, encoder
 
 from omni import cli
+from omni.train import ear, metrics, speech, stage1
 from omni.train import hearing as hear
-from omni.train import metrics, speech, stage1
 from omni.train.base_llm import write_tiny
 from omni.train.corpus import Corpus, Heldout
+from omni.train.ear import Ear, new_adaptor
 from omni.train.instructions import Example
 from omni.train.scoring import Question
 
@@ -20,14 +22,15 @@ def test_an_adaptor_gets_blocks_later(tmp_path):
     """A phase goes on from a plain adaptor's state: what it has learnt stays, moments too, and blocks join."""
     torch.manual_seed(0)
     speech.write_shard(
-        tmp_path / "a.safetensors", [speech.Spoken(Example("a", "", "h", "h"), "a", "v", torch.ones(5, 8))]
+        tmp_path / "a.safetensors", [speech.Spoken(Example("a", "", "h", "h"), "a", "v", torch.ones(10, 8))]
     )
 
     def begin(blocks):
-        hearing = hear.Hearing(stage1.new_adaptor(16, 8, 1, blocks), torch.randn(20, 16), [4, 9])
-        optimizer = torch.optim.AdamW(hearing.parameters(), lr=1e-3, fused=True)
+        hearing = hear.Hearing(Ear(encoder(), new_adaptor(16, 8, 1, blocks)), torch.randn(20, 16), [4, 9])
+        optimizer = torch.optim.AdamW(hearing.own_parameters(), lr=1e-3, fused=True)
         run = stage1.Run.__new__(stage1.Run)
-        run.folder, run.phase, run.adaptor, run.steps, run.seconds = tmp_path, "hear", hearing.adaptor, 1, 1.0
+        run.folder, run.phase, run.steps, run.seconds = tmp_path, "hear", 1, 1.0
+        run.ear = Ear(hearing.encoder, hearing.adaptor)
         run.losses, run.corpus = [], Corpus(tmp_path / "speech", 0, 1)
         return run, hearing, optimizer
 
@@ -53,7 +56,7 @@ def folder(tmp_path, monkeypatch):
     draw = torch.Generator().manual_seed(0)
 
     def heard(text: str) -> torch.Tensor:
-        return torch.randn(25 + 5 * len(text), 384, generator=draw).half()
+        return torch.randn(50 + 10 * len(text), NUM_MELS, generator=draw).half()
 
     (tmp_path / "speech").mkdir()
     for name, first in (("a", 0), ("b", 20)):
@@ -65,6 +68,7 @@ def folder(tmp_path, monkeypatch):
     write_tiny(tmp_path / "llm")
     asked = [Heldout(Question(f"{i}", Path("x"), f"Ask {i}", KINDS[i], ("Say",)), heard("Ask")) for i in range(3)]
     monkeypatch.setattr(stage1, "read_heldout", lambda manifest: asked)
+    monkeypatch.setattr(ear, "whisper", encoder)
     return tmp_path
 
 

@@ -91,15 +91,18 @@ def test_the_states_are_those_that_predict_each_token():
 
 
 def test_a_question_is_asked_aloud_where_a_shard_has_it(tmp_path):
+    from tiny_ear import NUM_MELS, WIDTH, encoder
+
     from omni.model import config
     from omni.model.llm import Llama
-    from omni.train import speech, stage1
+    from omni.train import speech
+    from omni.train.ear import Ear, new_adaptor
     from omni.train.instructions import Example
 
     settings = config.parse(tiny.CONFIG)
     llm = Llama(settings.llm, settings.vocab_size, settings.tied_embeddings).eval()
-    adaptor = stage1.new_adaptor(64, 8, 1, "")
-    said = speech.Spoken(Example("Hi", "Hello.", "chitchat", "hi"), "Hi", "v", torch.randn(15, 8).half())
+    heard_by = Ear(encoder(), new_adaptor(64, WIDTH, 1, ""))
+    said = speech.Spoken(Example("Hi", "Hello.", "chitchat", "hi"), "Hi", "v", torch.randn(30, NUM_MELS).half())
     speech.write_shard(tmp_path / "v-0000.safetensors", [said])
     prompts = stage2.Prompts(llm, tiny.byte_tokenizer(), seed=0)
 
@@ -108,8 +111,8 @@ def test_a_question_is_asked_aloud_where_a_shard_has_it(tmp_path):
 
     begin, written, end = embed(stage2.USER), embed("Hi"), embed(stage2.ASSISTANT)
     assert prompts({"instruction": "Hi"}).equal(torch.cat((begin, written, end)))
-    prompts.listen(tmp_path, adaptor)
-    heard = adaptor(said.frames[None].float())[0].detach()
+    prompts.listen(tmp_path, heard_by)
+    heard = heard_by([said.mel])[0][0].detach()
     assert prompts({"instruction": "Hi"}).equal(torch.cat((begin, heard, end)))
     assert prompts({"instruction": "Hi", "prompt": [5, 6, 7]}).equal(llm.embed(torch.tensor([5, 6, 7])))
     assert prompts({"instruction": "Bye"}).shape[0] == len(begin) + 3 + len(end)
