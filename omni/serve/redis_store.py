@@ -12,7 +12,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
 from omni.serve.errors import StoreLost
-from omni.serve.stores import Change, Record
+from omni.serve.stores import SPENT_SECONDS, Change, Record
 
 SECONDS = 5.0  # to connect, and for one answer
 RETRIES = 3
@@ -35,10 +35,15 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 TAKE = """
-if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] and redis.call('HGET', KEYS[1], 'spent') ~= ARGV[1] then
+local time = redis.call('TIME')
+local now = 1000 * time[1] + math.floor(time[2] / 1000)
+if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then
+  redis.call('HSET', KEYS[1], 'spent', ARGV[1], 'spent_until', now + ARGV[4])
+elseif redis.call('HGET', KEYS[1], 'spent') ~= ARGV[1]
+    or now >= tonumber(redis.call('HGET', KEYS[1], 'spent_until') or 0) then
   return false
 end
-redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'spent', ARGV[1])
+redis.call('HSET', KEYS[1], 'owner', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return redis.call('HGETALL', KEYS[1])
 """
@@ -71,7 +76,7 @@ class RedisStore:
         return bool(await _translated(self._write(keys=[_key(session_id)], args=words)))
 
     async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
-        words: list[str | bytes | int] = [owner, _milliseconds(lifetime), new_owner]
+        words: list[str | bytes | int] = [owner, _milliseconds(lifetime), new_owner, _milliseconds(SPENT_SECONDS)]
         found = await _translated(self._take(keys=[_key(session_id)], args=words))
         if not found:
             return None

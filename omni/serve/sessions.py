@@ -8,7 +8,7 @@
 
 A token is random, bound to its session, and kept here only as a digest. It is spent by a resumption; but the answer to
 that, with the next token, may be lost on its way. So a spent token resumes its session again, and no other, until the
-next one was used or acknowledged.
+next one was used or acknowledged, and for a minute at most (stores.SPENT_SECONDS).
 """
 
 import asyncio

@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from omni.serve.stores import Change, Record, StoreError
+from omni.serve.stores import SPENT_SECONDS, Change, Record, StoreError
 
 T = TypeVar("T")
 BUSY_SECONDS = 5.0  # while another controller on this machine writes
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, touched REAL NOT NULL, expires REAL NOT NULL, head BLOB NOT NULL,
-    spent TEXT
+    spent TEXT, spent_until REAL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, name TEXT NOT NULL, content BLOB NOT NULL,
@@ -46,8 +46,10 @@ class SqliteStore:
     async def create(self, session_id: str, owner: str, lifetime: float) -> bool:
         def work() -> bool:
             self._make_room(1, session_id)
-            row = (session_id, owner, *self._times(lifetime), b"", None)
-            return self._db.execute("INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, ?)", row).rowcount == 1
+            row = (session_id, owner, *self._times(lifetime), b"")
+            columns = "id, owner, touched, expires, head"
+            made = self._db.execute(f"INSERT OR IGNORE INTO sessions ({columns}) VALUES (?, ?, ?, ?, ?)", row)
+            return made.rowcount == 1
 
         return await self._do(work)
 
@@ -75,9 +77,17 @@ class SqliteStore:
         def work() -> Record | None:
             touched, expires = self._times(lifetime)
             taken = self._db.execute(
-                "UPDATE sessions SET owner = ?, spent = ?, touched = ?, expires = ? "
-                "WHERE id = ? AND ? IN (owner, spent) AND expires > ?",
-                (new_owner, owner, touched, expires, session_id, owner, touched),
+                "UPDATE sessions SET owner = :new, spent = :owner, touched = :now, expires = :expires, "
+                "spent_until = CASE owner WHEN :owner THEN :now + :spent_seconds ELSE spent_until END "
+                "WHERE id = :id AND expires > :now AND (owner = :owner OR spent = :owner AND spent_until > :now)",
+                {
+                    "id": session_id,
+                    "owner": owner,
+                    "new": new_owner,
+                    "now": touched,
+                    "expires": expires,
+                    "spent_seconds": SPENT_SECONDS,
+                },
             )
             if taken.rowcount != 1:
                 return None
@@ -151,8 +161,10 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _upgrade(db: sqlite3.Connection) -> None:
-    """A file from before there was `spent`."""
+    """A file from before there was `spent`, or its end: there, what was spent is over."""
     db.execute("BEGIN IMMEDIATE")
-    if "spent" not in [name for _, name, *_ in db.execute("PRAGMA table_info(sessions)")]:
-        db.execute("ALTER TABLE sessions ADD COLUMN spent TEXT")
+    there = [name for _, name, *_ in db.execute("PRAGMA table_info(sessions)")]
+    for name, kind in (("spent", "TEXT"), ("spent_until", "REAL")):
+        if name not in there:
+            db.execute(f"ALTER TABLE sessions ADD COLUMN {name} {kind}")
     db.execute("COMMIT")

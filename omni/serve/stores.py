@@ -9,8 +9,8 @@
 
 An owner is the digest of a secret that the client holds. Who takes a session becomes its only owner, in one step: a
 late write of the one before changes nothing. But a new secret may never reach its client; so the one it was taken with
-takes the session once more, until the new owner has settled or taken it. A store keeps bytes and knows nothing of what
-they mean.
+takes the session once more, until the new owner has settled or taken it, and for SPENT_SECONDS at most: neither saves
+nor another such taking begin that time anew. A store keeps bytes and knows nothing of what they mean.
 """
 
 import time
@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from omni.serve.config import ServeConfig
+
+SPENT_SECONDS = 60.0  # so long the owner that a session was taken from may take it again
 
 
 class StoreError(RuntimeError):
@@ -58,7 +60,7 @@ class Store(Protocol):
 
     async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
         """All of the session, which is the new owner's from now on. None: there is no such session of this owner, nor
-        one that was taken from it last and is not settled."""
+        one that was taken from it last, less than SPENT_SECONDS ago, and is not settled."""
         ...
 
     async def settle(self, session_id: str, owner: str) -> None:
@@ -89,7 +91,8 @@ def open_store(config: ServeConfig, password: str | None = None) -> Store:
 class _Kept:
     owner: str
     expires: float
-    spent: str | None = None  # the owner that it was taken from, until that is settled
+    spent: str | None = None  # the owner that it was taken from, until that is settled …
+    spent_until: float = 0.0  # … or this moment is over
     head: bytes = b""
     parts: dict[str, bytes] = field(default_factory=dict)
 
@@ -132,9 +135,13 @@ class MemoryStore:
 
     async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
         kept = self._living(session_id)
-        if kept is None or owner not in (kept.owner, kept.spent):
+        if kept is None:
             return None
-        kept.owner, kept.spent = new_owner, owner
+        if owner == kept.owner:
+            kept.spent, kept.spent_until = owner, self._clock() + SPENT_SECONDS
+        elif owner != kept.spent or kept.spent_until <= self._clock():
+            return None
+        kept.owner = new_owner
         self._touch(session_id, lifetime)
         return Record(kept.head, dict(kept.parts))
 

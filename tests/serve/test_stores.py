@@ -107,6 +107,42 @@ async def test_once_the_new_owner_is_heard_of_the_one_before_is_nobody(store, pr
     assert await store.take("s", "you", "you again", HOUR) is not None
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_whom_a_session_was_taken_from_takes_it_again_for_a_minute(kind, tmp_path):
+    """Counted from the first taking: neither a save nor another taking begins the minute anew."""
+    store, clock = with_clock(kind, tmp_path)
+    await store.create("s", "me", HOUR)
+    assert await store.take("s", "me", "you", HOUR) is not None
+    clock.now += stores.SPENT_SECONDS - 1
+    assert await store.write("s", "you", Change(b"saved"), HOUR)
+    assert await store.take("s", "me", "you again", HOUR) == Record(b"saved", {})
+    assert await store.write("s", "you again", Change(b"saved"), HOUR)
+    clock.now += 1
+    assert await store.take("s", "me", "thief", HOUR) is None, "like any unknown one"
+    assert await store.write("s", "you again", Change(b"yours"), HOUR)
+    assert await store.take("s", "you again", "you later", HOUR) == Record(b"yours", {})
+    assert await store.take("s", "you again", "you", HOUR) is not None, "and whoever spends theirs next has a minute"
+    await store.close()
+
+
+async def test_redis_counts_that_minute_by_its_own_clock(redis_url, monkeypatch):
+    from omni.serve import redis_store
+
+    store = redis_store.RedisStore(redis_url, PASSWORD)
+    await store.create("minute", "me", HOUR)
+    await store.take("minute", "me", "you", HOUR)
+    left = float(await store._redis.hget("omni:session:minute", "spent_until")) - 1000 * time.time()
+    assert 0 < left <= 1000 * stores.SPENT_SECONDS
+    monkeypatch.setattr(redis_store, "SPENT_SECONDS", 0.2)
+    await store.take("minute", "you", "next", HOUR)
+    async with asyncio.timeout(10):
+        while await store.take("minute", "you", "next", HOUR) is not None:
+            assert await store.write("minute", "next", Change(b"yours"), HOUR)
+            await asyncio.sleep(0.005)
+    assert await store.take("minute", "next", "next", HOUR) == Record(b"yours", {})
+    await store.close()
+
+
 async def test_of_many_that_take_at_once_one_owns(store):
     await store.create("s", "me", HOUR)
     owners = [f"owner {i}" for i in range(8)]
