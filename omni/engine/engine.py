@@ -277,17 +277,19 @@ class Engine:
         return outputs
 
     def _end_reading(self) -> list[Output]:
-        """Their slots are free at once, and remember."""
+        """Their slots are free at once, and remember. Who was aborted during this step is told nothing."""
         done = [each for each in self.scheduler.admitted if self.scheduler.has_read(each)]
         for each in done:
             self._mark(each, "finished")
-            self._end(each)
-        return [Output(each.turn_id, finish="read", timings=dict(each.timings)) for each in done]
+            if self._end(each):
+                outputs.append(Output(each.turn_id, finish="read", timings=dict(each.timings)))
+        return outputs
 
     def _give(self, sequence: Sequence, tokens: list[int], classes: list[list[int]]) -> Output:
         given, text, units, ends = [], "", [], []
         for token_id, positions in zip(tokens, classes, strict=True):
             number = len(sequence.tokens)
+        outputs = []
             sequence.tokens.append(token_id)
             delta = sequence.detokenize(token_id)
             units += sequence.collapse(positions)
@@ -378,14 +380,16 @@ class Engine:
         self.runner.forget(sequence)
         sequence.error = error
         self._mark(sequence, "finished")
-        self._end(sequence)
-        self._failed.append(Output(sequence.turn_id, error=error, timings=dict(sequence.timings)))
+        if self._end(sequence):
+            self._failed.append(Output(sequence.turn_id, error=error, timings=dict(sequence.timings)))
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence) -> bool:
+        """Whether anybody is to be told: not where it was aborted meanwhile."""
         self._sequences.pop(sequence.turn_id, None)
         self.scheduler.remove(sequence, clean=sequence.error is None)
         with self._changed:
-            if self._live.get(sequence.turn_id) is sequence:
+            live = self._live.get(sequence.turn_id) is sequence
+            if live:
                 del self._live[sequence.turn_id]
 
     def _is_live(self, sequence: Sequence) -> bool:
@@ -396,6 +400,7 @@ class Engine:
         sequence.timings.setdefault(event, self.clock() - sequence.arrived)
 
 
+        return live
 def _as_engine_error(exc: Exception) -> EngineError:
     error = RowFailed(f"{type(exc).__name__}: {exc}")
     error.__cause__ = exc

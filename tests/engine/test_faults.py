@@ -119,6 +119,20 @@ def test_an_exception_in_one_of_several_prompts_read_together_ends_that_turn(omn
     assert sorted(engine.scheduler.free) == [0, 1, 2]
 
 
+def test_who_was_aborted_before_it_failed_is_told_nothing(omni, questions, monkeypatch):
+    """Its prefill raises after another thread has let it go."""
+    engine = Engine(omni, EngineConfig(num_slots=2))
+
+    def aborted_meanwhile(pieces):
+        engine.abort("turn")
+        raise RuntimeError("thirteen")
+
+    monkeypatch.setattr(engine.runner, "prefill", aborted_meanwhile)
+    engine.add("turn", questions[1], SAMPLING)
+    assert engine.step() == [] and engine.step() == []
+    assert engine.idle and sorted(engine.scheduler.free) == [0, 1]
+
+
 def test_out_of_memory_at_start_names_the_setting(omni):
     """Longer slots than any machine holds: the message says what to lower."""
     with pytest.raises(OutOfMemory, match="lower num_slots, max_tokens or max_answer"):

@@ -109,3 +109,19 @@ def test_what_cannot_be_read_is_told_once(omni, history):
     engine.read("ahead", history)
     assert run(engine)["ahead"].error.code == "prompt_too_long"
     assert engine.idle and engine.running == 0
+
+
+def test_aborted_in_the_step_that_ends_it_it_gives_nothing(omni, questions, monkeypatch):
+    """From another thread, while the step runs: its last output used to come all the same."""
+    engine = Engine(omni, EngineConfig(num_slots=2), SchedulerConfig(2, 2, prefill_ahead=512))
+    prefill = engine.runner.prefill
+
+    def aborted_meanwhile(pieces):
+        engine.abort("ahead")
+        return prefill(pieces)
+
+    monkeypatch.setattr(engine.runner, "prefill", aborted_meanwhile)
+    ahead = engine.read("ahead", [*questions[4], Utterance("assistant", text="So it is.")])
+    assert engine.step() == []
+    assert ahead.num_prefilled == ahead.prompt_length, "it had read all in that step"
+    assert engine.step() == [] and engine.idle and sorted(engine.scheduler.free) == [0, 1]
