@@ -28,6 +28,7 @@ from omni.engine.sequence import (
     AnswerTooLong,
     BadPrompt,
     BadSampling,
+    BadSetting,
     EngineError,
     NotFinite,
     OutOfMemory,
@@ -45,6 +46,8 @@ from omni.model.prompt import SPEECH, Utterance
 from omni.model.sampling import GREEDY, Sampling
 
 logger = logging.getLogger(__name__)
+
+PREFILLS = ("prefill_alone", "prefill_beside", "prefill_dry")
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,17 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
-            raise ValueError(f"weights is {self.weights!r}. Select one of {', '.join(WEIGHTS)}.")
+            raise BadSetting(f"weights is {self.weights!r}. Select one of {', '.join(WEIGHTS)}.")
+        for name in ("num_slots", "max_rows", "max_tokens", "max_answer", *PREFILLS):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise BadSetting(f"{name} is {number}; it must be at least 1.")
+        if self.max_rows is not None and self.max_rows > self.num_slots:
+            raise BadSetting(f"max_rows is {self.max_rows}; it must be at most num_slots ({self.num_slots}).")
 
     def scheduler(self, device: torch.device) -> SchedulerConfig:
         """What is told, and else what suits the device."""
-        told = {name: getattr(self, name) for name in ("prefill_alone", "prefill_beside", "prefill_dry")}
+        told = {name: getattr(self, name) for name in PREFILLS}
         budgets = dict(GPU_BUDGETS) if device.type == "cuda" else {}
         budgets |= {name: positions for name, positions in told.items() if positions is not None}
         return SchedulerConfig(self.num_slots, self.max_rows or self.num_slots, **budgets)
@@ -279,6 +288,7 @@ class Engine:
     def _end_reading(self) -> list[Output]:
         """Their slots are free at once, and remember. Who was aborted during this step is told nothing."""
         done = [each for each in self.scheduler.admitted if self.scheduler.has_read(each)]
+        outputs = []
         for each in done:
             self._mark(each, "finished")
             if self._end(each):
@@ -289,7 +299,6 @@ class Engine:
         given, text, units, ends = [], "", [], []
         for token_id, positions in zip(tokens, classes, strict=True):
             number = len(sequence.tokens)
-        outputs = []
             sequence.tokens.append(token_id)
             delta = sequence.detokenize(token_id)
             units += sequence.collapse(positions)
@@ -391,6 +400,7 @@ class Engine:
             live = self._live.get(sequence.turn_id) is sequence
             if live:
                 del self._live[sequence.turn_id]
+        return live
 
     def _is_live(self, sequence: Sequence) -> bool:
         with self._changed:
@@ -400,7 +410,6 @@ class Engine:
         sequence.timings.setdefault(event, self.clock() - sequence.arrived)
 
 
-        return live
 def _as_engine_error(exc: Exception) -> EngineError:
     error = RowFailed(f"{type(exc).__name__}: {exc}")
     error.__cause__ = exc

@@ -8,7 +8,7 @@ EngineError             its neighbours never notice; `code` and `message` say wh
 ├── AnswerTooLong       prompt plus wanted tokens longer than a slot
 ├── NotFinite           the model gave NaN or infinity for this sequence
 └── RowFailed           anything else that was raised while this sequence alone was computed
-OutOfMemory             at start: names the setting to change
+BadSetting, OutOfMemory at start: they name the setting to change
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class NotFinite(EngineError):
 
 class RowFailed(EngineError):
     code = "row_failed"
+
+
+class BadSetting(ValueError):
+    code = "bad_setting"
 
 
 class OutOfMemory(RuntimeError):

@@ -6,7 +6,7 @@ import torch
 
 from omni.engine import runner
 from omni.engine.engine import Engine, EngineConfig
-from omni.engine.sequence import OutOfMemory, State
+from omni.engine.sequence import BadSetting, OutOfMemory, State
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
 from tests.engine.conftest import Answer, reference, run
@@ -141,5 +141,20 @@ def test_out_of_memory_at_start_names_the_setting(omni):
 
 def test_wrong_settings_stop_the_start():
     """With the choices there are."""
-    with pytest.raises(ValueError, match="Select one of float, int8, fp8, 8bit"):
+    with pytest.raises(BadSetting, match="Select one of float, int8, fp8, 8bit"):
         EngineConfig(weights="fp4")
+
+
+@pytest.mark.parametrize(
+    "name", ["num_slots", "max_rows", "max_tokens", "max_answer", "prefill_alone", "prefill_beside", "prefill_dry"]
+)
+@pytest.mark.parametrize("number", [0, -1])
+def test_what_must_be_at_least_1_is_named_where_it_is_not(name, number):
+    """prefill_alone=0 used to end in the scheduler's assertion, and max_rows=0 meant all slots."""
+    with pytest.raises(BadSetting, match=f"{name} is {number}; it must be at least 1"):
+        EngineConfig(**{name: number})
+
+
+def test_more_rows_than_slots_are_refused():
+    with pytest.raises(BadSetting, match=r"max_rows is 3; it must be at most num_slots \(2\)"):
+        EngineConfig(num_slots=2, max_rows=3)
