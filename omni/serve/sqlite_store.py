@@ -10,13 +10,16 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from omni.serve.errors import StoreLost
 from omni.serve.stores import SPENT_SECONDS, Change, Record, StoreError
 
 T = TypeVar("T")
 BUSY_SECONDS = 5.0  # while another controller on this machine writes
+RETRY_AFTER = 1.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, touched REAL NOT NULL, expires REAL NOT NULL, head BLOB NOT NULL,
@@ -114,14 +117,21 @@ class SqliteStore:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work))
 
     def _transact(self, work: Callable[[], T]) -> T:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             result = work()
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-        return result
+            self._db.execute("COMMIT")
+            return result
+        except sqlite3.Error as exc:  # locked, full, damaged: the next time may go well
+            raise StoreLost(f"The session store cannot be used now: {exc}.", retry_after=RETRY_AFTER) from exc
+        finally:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """What was not committed. A full disk has SQLite do so by itself."""
+        if self._db.in_transaction:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
 
     def _times(self, lifetime: float) -> tuple[float, float]:
         now = self._clock()

@@ -48,7 +48,8 @@ class Record:
 
 
 class Store(Protocol):
-    """Lifetimes are in seconds from now; every write begins them anew."""
+    """Lifetimes are in seconds from now; every write begins them anew. Raises StoreLost where it cannot be reached, or
+    its file is locked, full or damaged."""
 
     async def create(self, session_id: str, owner: str, lifetime: float) -> bool:
         """A new, empty session; False where there is one. Where there are too many, those idle for longest go."""

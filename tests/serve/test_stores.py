@@ -13,7 +13,7 @@ import pytest
 from fake_cluster import config
 from redis_server import PASSWORD, redis_server
 
-from omni.serve import stores
+from omni.serve import sqlite_store, stores
 from omni.serve.config import ConfigError
 from omni.serve.errors import StoreLost
 from omni.serve.launch import LaunchFailed, check_store
@@ -275,6 +275,47 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         with pytest.raises(StoreError, match=f"--store {wrong} cannot be used"):
             SqliteStore(wrong, 1, 1)
     assert path.read_text().startswith("not a database")
+
+
+async def test_a_locked_file_is_told(tmp_path, monkeypatch):
+    """As a typed error, and once the lock is gone the store goes on."""
+    monkeypatch.setattr(sqlite_store, "BUSY_SECONDS", 0.01)
+    store = SqliteStore(tmp_path / "sessions.db", MAX_SESSIONS, MAX_BYTES)
+    with closing(sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreLost, match="database is locked") as told:
+            await store.create("s", "me", HOUR)
+        assert told.value.retry_after and told.value.code == "store_lost"
+    assert await store.create("s", "me", HOUR)
+    await store.close()
+
+
+async def test_a_full_disk_is_told(tmp_path):
+    """Of the write that did not fit nothing is kept; smaller ones are."""
+    store = SqliteStore(tmp_path / "sessions.db", MAX_SESSIONS, 10**7)
+    await store.create("s", "me", HOUR)
+    await store.write("s", "me", Change(b"1"), HOUR)
+    await store._do(lambda: store._db.execute("PRAGMA max_page_count = 20"))
+    with pytest.raises(StoreLost, match="full"):
+        await store.write("s", "me", Change(b"2", {"a": bytes(10**6)}), HOUR)
+    assert await store.write("s", "me", Change(b"3", {"b": b"B"}), HOUR)
+    assert await store.take("s", "me", "you", HOUR) == Record(b"3", {"b": b"B"})
+    await store.close()
+
+
+async def test_a_damaged_file_is_told(tmp_path):
+    path = tmp_path / "sessions.db"
+    store = SqliteStore(path, MAX_SESSIONS, 10**7)
+    await store.create("s", "me", HOUR)
+    await store.write("s", "me", Change(b"1", {"a": bytes(10**5)}), HOUR)
+    await store.close()
+    with path.open("r+b") as file:  # all but the first page, which has the tables' names
+        size = path.stat().st_size - file.seek(4096)
+        file.write(b"\xff" * size)
+    store = SqliteStore(path, MAX_SESSIONS, 10**7)
+    with pytest.raises(StoreLost, match="malformed"):
+        await store.take("s", "me", "you", HOUR)
+    await store.close()
 
 
 async def test_a_redis_that_does_not_answer_is_told():
