@@ -70,8 +70,12 @@ class Dialogue:
 
     @property
     def session(self) -> Session:
+        return self._keeper_now.session
+
+    @property
+    def _keeper_now(self) -> Keeper:
         assert self._keeper is not None, "the dialogue is open"
-        return self._keeper.session
+        return self._keeper
 
     @property
     def conversation(self) -> Conversation:
@@ -147,7 +151,7 @@ class Dialogue:
             case events.SessionResume():
                 await self._resume(event.session_id, event.token)
             case events.SessionAcknowledge():
-                await self._sessions.acknowledge(self.session)
+                self._keeper_now.acknowledged()  # beside: a slow store does not hold up what is heard
             case events.Playback():
                 self._responding.played(event.item_id, event.played_ms / 1000)
             case _:
@@ -173,8 +177,7 @@ class Dialogue:
         if self.conversation.items or self._responding.has_run or not self._listening.is_untouched:
             raise BadRequest("A session is resumed before anything is said.", code="session_in_use")
         session, new_token = await self._sessions.resume(session_id, token)
-        assert self._keeper is not None, "the dialogue is open"
-        await self._keeper.discard()
+        await self._keeper_now.discard()
         self._adopt(session)
         try:
             settings = Settings.model_validate(session.settings)

@@ -263,6 +263,31 @@ async def test_an_acknowledged_token_is_the_only_one(url):
         await resume(client, newer)
 
 
+class StoreThatSettlesLate(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__(10, 10**7)
+        self.gate = asyncio.Event()
+
+    async def settle(self, session_id: str, owner: str) -> None:
+        await self.gate.wait()
+        await super().settle(session_id, owner)
+
+
+async def test_a_slow_store_holds_up_nothing_that_is_heard(tmp_path, cluster):
+    """While it has not answered to an acknowledgement, a question is heard and answered."""
+    store = StoreThatSettlesLate()
+    async with over_tcp(make_app(config(tmp_path), cluster, store=store)) as url:
+        async with talk(url) as client:
+            token = client.token
+        async with talk(url) as client:
+            await resume(client, token)
+            await client.until("omni.session.token")
+            await client.send("omni.session.acknowledge")
+            await client.update(**PUSH_TO_TALK)
+            assert (await ask(client))["status"] == "completed"
+            store.gate.set()
+
+
 async def test_who_resumes_a_session_is_its_only_owner(url):
     """The older socket hears it when it has something to keep, and is closed."""
     async with talk(url) as older, talk(url) as newer:
