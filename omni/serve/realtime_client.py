@@ -9,8 +9,9 @@
                 case Answered(): await session.ask(next_question)
 
 The loop over the events is what keeps the conversation alive: a line that breaks, or a controller that restarts (1012),
-is connected again there, and the session resumed; `Resumed` then tells whether a question has to be asked again.
-A session ends with its loop, or with a RealtimeError that says why. Leaving the block closes the socket.
+is connected again there, and the session resumed, later where its store is away; `Resumed` then tells whether to ask
+a question again. A session ends with its loop, or with a RealtimeError that says why. Leaving the block closes the
+socket.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ ATTEMPTS = 6
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds between attempts, doubled each time
 ENDED, RESTARTING, FULL = 1000, 1012, 1013
 BROKEN = (None, 1001, 1005, 1006, RESTARTING, FULL)  # close codes after which the session may go on elsewhere
+STORE_LOST = "store_lost"  # the code of an error: the session is not given up for it
 PUSH_TO_TALK = {"audio": {"input": {"turn_detection": None}}}
 
 
@@ -370,6 +372,9 @@ class RealtimeSession:
         if token:
             await self._send("omni.session.resume", session_id=session_id, token=token)
             answer = await self._until("session.updated", "error")
+            if answer["type"] == "error" and answer["error"].get("code") == STORE_LOST:
+                told = _told(answer["error"])  # away, which is not gone: the token is kept for the next attempt
+                raise _TryAgain(told.code, told.message)
             remembers = answer["type"] == "session.updated"
             if remembers:
                 created, fresh = answer, (await self._until("omni.session.token"))["token"]

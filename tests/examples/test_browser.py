@@ -19,6 +19,8 @@ from realtime_client import talk  # noqa: E402
 
 from omni.audio import wav  # noqa: E402
 from omni.serve.controller import make_app  # noqa: E402
+from omni.serve.errors import StoreLost  # noqa: E402
+from omni.serve.stores import MemoryStore, Record  # noqa: E402
 
 
 class Silent(SimpleHTTPRequestHandler):
@@ -98,6 +100,45 @@ async def test_it_takes_a_key(tmp_path):
     """It is said that one may be wanted; it goes to the controller as a subprotocol, and into no address."""
     async with over_tcp(make_app(config(tmp_path), FakeCluster(), api_key="secret")) as url:
         assert await asyncio.to_thread(with_a_key, url) == []
+
+
+class StoreAway(MemoryStore):
+    """Away for the next so many resumptions."""
+
+    away = 0
+
+    async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
+        if self.away:
+            self.away -= 1
+            raise StoreLost("The session store does not answer.", retry_after=1.0)
+        return await super().take(session_id, owner, new_owner, lifetime)
+
+
+async def test_a_store_that_is_away_loses_no_session(tmp_path):
+    """It tries again, and the second turn still knows the first."""
+    cluster, store = FakeCluster(), StoreAway(10, 10**7)
+    app = make_app(config(tmp_path), cluster, store=store)
+    registry, loop = app.state.registry, asyncio.get_running_loop()
+
+    async def restart() -> None:
+        store.away = 2
+        await registry.drain(5)
+        registry.draining = False  # as if another controller took its place
+
+    def converse(url: str) -> list[str]:
+        with visitor(url) as page:
+            hold_and_let_go(page)
+            page.locator("#answer[aria-busy=false]").wait_for()
+            asyncio.run_coroutine_threadsafe(restart(), loop).result(30)
+            says(page, "The session store is away: trying again in")
+            says(page, "Ready.")
+            hold_and_let_go(page)
+            return page.wrong
+
+    async with over_tcp(app) as url:
+        assert await asyncio.to_thread(converse, url) == []
+    assert store.away == 0
+    assert [each.role for each in cluster.requests[1].messages] == ["user", "assistant", "user"]
 
 
 async def test_it_comes_back(tmp_path):

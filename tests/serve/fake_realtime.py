@@ -34,6 +34,7 @@ class FakeRealtime:
         self.api_key = api_key
         self.close_code = 0  # every new socket is closed with it
         self.remembers = True  # sessions can be resumed
+        self.store_away = 0  # so many resumptions find no store
         self.lose_token = False  # the line breaks once, before the next resumption is answered
         self.numbers = itertools.count()
         self.tokens: dict[str, str] = {}  # token → the session it resumes
@@ -150,6 +151,11 @@ class Conversing:
         if self.fake.lose_token:
             self.fake.lose_token = False
             self.connection.transport.abort()
+            return
+        if self.fake.store_away:
+            self.fake.store_away -= 1
+            error = {"code": "store_lost", "message": "The session store does not answer.", "event_id": None}
+            await self.say("error", error=error)
             return
         if found is None or not self.fake.remembers:
             error = {"code": "session_not_resumable", "message": "No such session.", "event_id": None}

@@ -397,6 +397,28 @@ def test_a_line_that_breaks_while_it_resumes_loses_no_session(browser, url, fake
         assert one == other and one["token"] not in fake.tokens
 
 
+def test_a_store_that_is_away_loses_no_session(browser, url, fake):
+    """The page comes back later and later with the same token, and says why; nothing is told anew."""
+    with visitor(browser, url, fake) as page:
+        connected(page)
+        first = page.evaluate(f"{TALK}.session.id")
+        ask(page)
+        heard_to_the_end(page, 1)
+        fake.store_away = 2
+        fake.do(lambda socket: socket.hang_up(1012))
+        notice(page, "The session store does not answer. Next try in")
+        assert page.evaluate(f"{TALK}.link.failures") >= 2
+        wait_until(lambda: fake.of_type("omni.session.acknowledge"))
+        connected(page)
+        assert page.evaluate(f"{TALK}.session.id") == first
+        tokens = [event["token"] for event in fake.of_type("omni.session.resume")]
+        assert len(tokens) == 3 and len(set(tokens)) == 1
+        assert fake.of_type("conversation.item.create") == []
+        page.locator(".notice").wait_for(state="hidden")
+        ask(page)
+        heard_to_the_end(page, 2)
+
+
 def test_a_server_that_forgot_is_told_what_was_said(browser, url, fake):
     """The token is not good any more: the new session gets the questions, and of the answers what was heard."""
     with visitor(browser, url, fake) as page:

@@ -12,9 +12,11 @@ from realtime_client import talk
 from omni.audio import wav
 from omni.serve import realtime_client as live
 from omni.serve.controller import make_app, server_settings
+from omni.serve.errors import StoreLost
 from omni.serve.protocol import Message
 from omni.serve.realtime_client import RealtimeError, RealtimeSession, connect_realtime
 from omni.serve.sqlite_store import SqliteStore
+from omni.serve.stores import MemoryStore, Record
 
 QUESTION = wav.to_pcm16(tone())
 TOKEN_MS = UNITS_PER_TOKEN * 20  # of sound, in the fake's voice
@@ -168,6 +170,38 @@ async def test_a_session_that_is_gone_is_told(app, cluster):
         assert not resumed.remembers and resumed.session_id == session.id != before
         await session.ask(QUESTION)
         check_answer(await hear(session, live.Answered))
+
+
+class StoreAway(MemoryStore):
+    """Away for the next so many resumptions."""
+
+    away = 0
+
+    async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
+        if self.away:
+            self.away -= 1
+            raise StoreLost("The session store does not answer.", retry_after=1.0)
+        return await super().take(session_id, owner, new_owner, lifetime)
+
+
+async def test_a_store_that_is_away_loses_no_session(tmp_path, cluster):
+    """It is asked again as often as a lost line, and no oftener; the token holds even after that."""
+    store = StoreAway(10, 10**7)
+    app = make_app(config(tmp_path), cluster, store=store)
+    async with over_tcp(app) as url, connect_realtime(url, attempts=3) as session:
+        await session.ask(QUESTION)
+        check_answer(await hear(session, live.Answered))
+        for away in (2, 3):
+            store.away, before = away, session.id
+            session._line.transport.abort()
+            if away == 3:
+                with pytest.raises(RealtimeError, match="Tried 3 times") as lost:
+                    await hear(session, live.Resumed)
+                assert lost.value.code == "store_lost"
+            assert (await hear(session, live.Resumed))[-1] == live.Resumed(before, remembers=True, unanswered=False)
+        await session.ask(QUESTION)
+        check_answer(await hear(session, live.Answered))
+    assert cluster.requests[1].messages[1] == ANSWERED
 
 
 async def test_a_full_controller(tmp_path, cluster):

@@ -318,6 +318,7 @@ export class Conversation {
   // The server is there: with the session of before where it still has that, or with a new one, which knows nothing and
   // is told of the last turns. Then the question that is being spoken or waits.
   ready(session, items = null) {
+    this.link.proven();
     this.session = session;
     this.resuming = null;
     if (this.handsFree) this.startStream();
@@ -377,7 +378,6 @@ export class Conversation {
 
   handlers = {
     "session.created": ({ session }) => {
-      this.link.proven();
       if (!this.token) return this.ready(session);
       this.resuming = { session, id: this.token.session_id, items: new Set() };
       this.link.send({ type: "omni.session.resume", ...this.token }); // kept until the next one has come
@@ -443,6 +443,7 @@ export class Conversation {
         this.token = this.resuming.token ?? null;
         return this.ready(this.resuming.session);
       }
+      if (error.code === "store_lost" && this.resuming) return this.link.again(error.message); // with the same token
       this.note("error", error.message);
       if (error.event_id !== "settings" && this.asked?.answer === null) this.failed(this.asked, error);
     },

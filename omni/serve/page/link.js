@@ -49,6 +49,13 @@ export class Link {
     this.failures = 0;
   }
 
+  // The line is there, but not what is needed behind it: try again as if it had broken.
+  again(words) {
+    const { socket } = this;
+    this.lost(0, words);
+    socket?.close(1000);
+  }
+
   close() {
     clearTimeout(this.timer);
     const { socket } = this;
