@@ -30,9 +30,9 @@ from bench.work import StepWork, decode_step
 from omni.engine.engine import Engine, EngineConfig
 from omni.engine.scheduler import SchedulerConfig
 from omni.engine.sequence import OutOfMemory, State
-from omni.model.omni import Omni
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
+from omni.vocoder.streaming import seconds_per_unit
 
 WARM_UP = 3  # steps
 PROMPT = "Tell me, please, what you know about the weather, the sea, the mountains and the people of the north. "
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     dtype = torch.bfloat16 if args.weights != "float" else loaded.omni.dtype
     limits = ceilings.measure(loaded.omni.device, dtype)
     batches = [
-        measure(loaded.omni, limits, batch, args.steps, args.weights)
+        measure(loaded, limits, batch, args.steps, args.weights)
         for batch in tqdm(sizes(args.max_batch or (16 if args.device == "cpu" else 256)), desc="batch", disable=None)
     ]
     again = ceilings.measure(loaded.omni.device, dtype)  # a machine that others use gives less at times
@@ -97,12 +97,13 @@ class Batch:
     memory_bytes: int = 0  # the process's, or on a GPU the most that was allocated
 
 
-def measure(omni: Omni, limits: Ceilings, rows: int, steps: int, weights: str = "float") -> Batch:
+def measure(loaded: Loaded, limits: Ceilings, rows: int, steps: int, weights: str = "float") -> Batch:
+    omni = loaded.omni
     gc.collect()
     if omni.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(omni.device)
     try:
-        engine = filled(omni, rows, steps, weights)
+        engine = filled(loaded, rows, steps, weights)
     except OutOfMemory:
         return Batch(rows)
     sequences = list(engine.scheduler.admitted)
@@ -128,15 +129,17 @@ def measure(omni: Omni, limits: Ceilings, rows: int, steps: int, weights: str = 
     )
 
 
-def filled(omni: Omni, rows: int, steps: int, weights: str) -> Engine:
+def filled(loaded: Loaded, rows: int, steps: int, weights: str) -> Engine:
     """An engine all of whose slots give tokens, and go on doing so."""
+    omni, pace = loaded.omni, seconds_per_unit(loaded.vocoder.config)
     omni.config = replace(omni.config, eos_token_ids=())
     limit = 1 + WARM_UP + steps + 1  # a GPU's last step is read one late
     conversations = [[Utterance("user", text=f"Number {i}. {3 * PROMPT}")] for i in range(rows)]
     longest = max(len(omni.prompt(each)) for each in conversations)
     config = EngineConfig(rows, max_tokens=longest + limit, max_answer=limit, weights=weights)
     # All prompts are read at once, and nobody yields to anybody: what a full step costs is the question.
-    engine = Engine(omni, config, SchedulerConfig(rows, rows, prefill_alone=rows * longest, far_ahead=math.inf))
+    scheduling = SchedulerConfig(rows, rows, prefill_alone=rows * longest, far_ahead=math.inf, seconds_per_unit=pace)
+    engine = Engine(omni, config, scheduling)
     for i, conversation in enumerate(conversations):
         engine.add(f"row {i}", conversation, Sampling(max_new_tokens=limit))
     for _ in range(1 + WARM_UP):

@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         "says": loaded.says,
         "answer": answers(loaded.omni, naive, args),
         "history": histories(loaded.omni, naive, args),
-        "sessions": sessions(loaded.omni, naive, args),
+        "sessions": sessions(loaded, naive, args),
     }
     report.save(args.json, found)
     print(report.heading(about))
@@ -202,12 +202,12 @@ def ask(one: Engine, conversation: Sequence[Utterance]) -> tuple[int, int, float
 # --- how many talk ------------------------------------------------------------------------------------------------
 
 
-def sessions(omni: Omni, naive: Naive, args: argparse.Namespace) -> list[dict[str, Any]]:
-    limits, found = ceilings.measure(omni.device, omni.dtype), []
+def sessions(loaded: Loaded, naive: Naive, args: argparse.Namespace) -> list[dict[str, Any]]:
+    limits, found = ceilings.measure(loaded.omni.device, loaded.omni.dtype), []
     theirs = [each["seconds"] + each["units"] for each in naive_steps(naive, ENDS + 10, 1)]
     one_by_one = statistics.median(theirs)
     for number in _bar(engine.sizes(args.max_sessions), "sessions"):
-        batch = engine.measure(omni, limits, number, ENDS, args.weights)
+        batch = engine.measure(loaded, limits, number, ENDS, args.weights)
         if batch.step is None:
             break
         found.append({"sessions": number, "seconds": batch.step, "naive_seconds": number * one_by_one,

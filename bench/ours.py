@@ -8,6 +8,7 @@ once is done here one after the other.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,11 +22,12 @@ from omni.model.sampling import Sampling
 from omni.serve import chunks
 from omni.vocoder.durations import UnitVocoder
 from omni.vocoder.render import render
-from omni.vocoder.streaming import ChunkPlanner, ChunkReply
+from omni.vocoder.streaming import ChunkPlanner, ChunkReply, seconds_per_unit
 
 
 class Ours:
     def __init__(self, omni: Omni, vocoder: UnitVocoder, config: EngineConfig) -> None:
+        config = replace(config, seconds_per_unit=seconds_per_unit(vocoder.config))
         self.engine, self.vocoder = Engine(omni, config), vocoder
         self.render = render
         self.num_asked = 0

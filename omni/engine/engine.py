@@ -44,6 +44,7 @@ from omni.model.detokenizer import Detokenizer
 from omni.model.omni import Omni
 from omni.model.prompt import SPEECH, Utterance
 from omni.model.sampling import GREEDY, Sampling
+from omni.vocoder.streaming import SECONDS_PER_UNIT
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class EngineConfig:
     prefill_alone: int | None = None  # prompt positions in a step, see SchedulerConfig; more on a GPU unless told
     prefill_beside: int | None = None
     prefill_dry: int | None = None
+    seconds_per_unit: float = SECONDS_PER_UNIT  # of sound, on average: see omni.vocoder.streaming.seconds_per_unit
     kept_speech: int = 256 * 2**20  # bytes of speech embeddings kept for a session's next turn
     fixed_shapes: bool | None = None  # decode in few shapes, recorded as CUDA graphs; on a GPU unless told
     one_behind: bool | None = None  # read a step's tokens while the next one runs; on a GPU unless told
@@ -72,6 +74,8 @@ class EngineConfig:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise BadSetting(f"{name} is {number}; it must be at least 1.")
+        if not 0 < self.seconds_per_unit < math.inf:
+            raise BadSetting(f"seconds_per_unit is {self.seconds_per_unit}; a unit lasts more than 0 s.")
         if self.max_rows is not None and self.max_rows > self.num_slots:
             raise BadSetting(f"max_rows is {self.max_rows}; it must be at most num_slots ({self.num_slots}).")
 
@@ -80,7 +84,8 @@ class EngineConfig:
         told = {name: getattr(self, name) for name in PREFILLS}
         budgets = dict(GPU_BUDGETS) if device.type == "cuda" else {}
         budgets |= {name: positions for name, positions in told.items() if positions is not None}
-        return SchedulerConfig(self.num_slots, self.max_rows or self.num_slots, **budgets)
+        pace = self.seconds_per_unit
+        return SchedulerConfig(self.num_slots, self.max_rows or self.num_slots, seconds_per_unit=pace, **budgets)
 
 
 class Engine:

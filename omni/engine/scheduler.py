@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from omni.engine.prefixes import Place, Prefixes
 from omni.engine.sequence import Sequence, Spoken, State
+from omni.vocoder.streaming import SECONDS_PER_UNIT
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SchedulerConfig:
     encode_dry: int = 1
     far_ahead: float = 3.0  # seconds of buffer from which a sequence may sit out
     run_dry: float = 0.5  # seconds of buffer below which it goes first
-    seconds_per_unit: float = 0.03  # 1.3 to 1.7 frames of 20 ms on average
+    seconds_per_unit: float = SECONDS_PER_UNIT  # on average; the checkpoint's vocoder knows
     first_chunk: int = 8  # units after which a listener can hear something
 
 

@@ -110,10 +110,12 @@ class Here:
         from omni.engine.engine import Engine, EngineConfig
         from omni.model import checkpoint
         from omni.vocoder import checkpoint as voices
+        from omni.vocoder.streaming import seconds_per_unit
 
         try:
             self._vocoder = voices.load(found.vocoder)
-            self._engine = Engine(checkpoint.load(found.model), EngineConfig(num_slots=1))
+            told = EngineConfig(num_slots=1, seconds_per_unit=seconds_per_unit(self._vocoder.config))
+            self._engine = Engine(checkpoint.load(found.model), told)
         except (checkpoint.CheckpointError, voices.VocoderCheckpointError) as exc:
             raise checkpoints.UnknownCheckpoint(str(exc)) from exc
 

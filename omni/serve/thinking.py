@@ -21,6 +21,8 @@ from omni.model.sampling import Sampling
 from omni.serve import arithmetic, errors
 from omni.serve.config import ServeConfig
 from omni.serve.protocol import Message, ReadRequest, TurnRequest
+from omni.vocoder import checkpoint as voices
+from omni.vocoder.streaming import seconds_per_unit
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,8 @@ Deliver = Callable[[list[Output]], None]
 def load(config: ServeConfig) -> Engine:
     torch.set_num_threads(config.model_threads)
     device = "cuda" if config.model_gpus > 0 else "cpu"
-    omni = checkpoint.load(config.here().model, device, arithmetic.dtype(config.model_dtype, device))
+    found = config.here()
+    omni = checkpoint.load(found.model, device, arithmetic.dtype(config.model_dtype, device))
     told = EngineConfig(
         config.slots,
         max_answer=config.max_new_tokens,
@@ -41,6 +44,7 @@ def load(config: ServeConfig) -> Engine:
         prefill_alone=config.prefill_alone,
         prefill_beside=config.prefill_beside,
         prefill_dry=config.prefill_dry,
+        seconds_per_unit=seconds_per_unit(voices.read_config(found.vocoder)),
     )
     engine = Engine(omni, told)
     engine.warm_up()

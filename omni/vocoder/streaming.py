@@ -26,9 +26,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from omni.audio.wav import SAMPLE_RATE
+
 DURATION_CONTEXT = 2  # units on each side that one duration depends on: two convolutions of width 3
 SAMPLE_BYTES = 2  # int16
 FRAMES_PER_UNIT = 1.5  # of the published units, about
+SECONDS_PER_UNIT = FRAMES_PER_UNIT * 0.02  # whose frames last 20 ms
 SOURCE_FILTER = "source_filter"  # "generator" in the config.json of vocoder/source_filter.py
 
 
@@ -81,6 +84,16 @@ def samples_per_frame(config: Mapping[str, Any]) -> int:
     if config.get("generator") == SOURCE_FILTER:
         return config["code_hop_size"]
     return math.prod(config["upsample_rates"])
+
+
+def frames_per_unit(config: Mapping[str, Any]) -> float:
+    """On average, from the vocoder's config; a published one does not say, and its units are the published ones."""
+    return config.get("frames_per_unit", FRAMES_PER_UNIT)
+
+
+def seconds_per_unit(config: Mapping[str, Any]) -> float:
+    """How long a unit sounds on average: what an answer's sound is counted in before the vocoder has made it."""
+    return frames_per_unit(config) * samples_per_frame(config) / SAMPLE_RATE
 
 
 def context_frames(config: Mapping[str, Any]) -> int:
@@ -180,7 +193,7 @@ class ChunkPlanner:
             first_chunk=first_chunk,
             chunk=chunk,
             growth=growth,
-            frames_per_unit=config.get("frames_per_unit", FRAMES_PER_UNIT),
+            frames_per_unit=frames_per_unit(config),
             samples_per_frame=samples_per_frame(config),
         )
 

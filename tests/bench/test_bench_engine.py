@@ -53,6 +53,13 @@ def test_ceilings_are_measured(monkeypatch):
     assert found.bandwidth > 1e6 and found.products > 1e6
 
 
+def test_rows_are_ordered_by_the_checkpoints_own_pace(monkeypatch):
+    """A unit lasts as long as its vocoder says."""
+    loaded = shapes.load("tiny")
+    monkeypatch.setattr(loaded.vocoder, "config", {**loaded.vocoder.config, "frames_per_unit": 4.0})
+    assert engine.filled(loaded, 2, 1, "float").scheduler.config.seconds_per_unit == pytest.approx(0.08)
+
+
 def test_no_memory_is_a_row_of_the_table(monkeypatch):
     """A batch that does not fit is told, and the smaller ones stand."""
     from omni.engine.sequence import OutOfMemory
@@ -63,7 +70,7 @@ def test_no_memory_is_a_row_of_the_table(monkeypatch):
     monkeypatch.setattr(engine, "filled", refuse)
     loaded = shapes.load("tiny")
     limits = Ceilings(1.0, 1.0)
-    found = engine.judge(engine.measure(loaded.omni, limits, 4, 2), limits)
+    found = engine.judge(engine.measure(loaded, limits, 4, 2), limits)
     assert found == {"rows": 4, "out_of_memory": True}
     told = {"batches": [found], "dtype": "float32", "weights": "float"}
     told["ceilings"] = {"copy_bytes_per_second": 1.0, "flops_per_second": 1.0}

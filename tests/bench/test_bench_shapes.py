@@ -56,6 +56,14 @@ def test_random_weights_speak_a_trace(small):
     assert len(small.omni.prompt([Utterance("user", speech=question)])) == 45 + 1 + 17
 
 
+def test_our_engine_keeps_the_vocoders_pace(small, monkeypatch):
+    """A listener's buffer is counted in units of the length that the vocoder gives them."""
+    assert Ours(small.omni, small.vocoder, EngineConfig(1)).engine.scheduler.config.seconds_per_unit == 0.03
+    monkeypatch.setattr(small.vocoder, "config", {**small.vocoder.config, "frames_per_unit": 4.0})
+    paced = Ours(small.omni, small.vocoder, EngineConfig(1)).engine.scheduler.config
+    assert paced.seconds_per_unit == pytest.approx(0.08)
+
+
 def test_traces_are_like_published_answers():
     """About 50 tokens of about 11 units; the same on every machine."""
     some = [traces.trace(seed) for seed in range(300)]

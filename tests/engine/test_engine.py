@@ -8,6 +8,7 @@ import torch
 
 from omni.engine.engine import Engine, EngineConfig
 from omni.engine.scheduler import SchedulerConfig
+from omni.engine.sequence import BadSetting
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
 from tests.engine.conftest import reference, run
@@ -108,6 +109,18 @@ def test_rougher_weights_answer_nearly_the_same(omni, questions, dtype, weights:
         assert answer.finish == "length" and len(answer.tokens) == 1
         wanted = reference(omni, question, Sampling(max_new_tokens=13), [*exact[i].tokens, *answer.tokens]).units
         assert SequenceMatcher(None, answer.units, wanted, autojunk=False).ratio() > 0.6
+
+
+def test_a_listeners_buffer_is_counted_in_the_vocoders_units(omni):
+    """20 units of 59 ms are 1.18 s of sound; of published ones, where nothing is told, 0.6 s."""
+    for config, seconds in ((EngineConfig(1, seconds_per_unit=0.059), 1.18), (EngineConfig(1), 0.6)):
+        engine = Engine(omni, config)
+        sequence = engine.add("turn", [Utterance("user", text="Hello.")], Sampling(max_new_tokens=9))
+        engine.scheduler.emitted(sequence, 20, now=5.0)
+        assert engine.scheduler.buffer(sequence, 5.0) == pytest.approx(seconds)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(BadSetting, match="seconds_per_unit is"):
+            EngineConfig(1, seconds_per_unit=wrong)
 
 
 def test_a_step_reads_more_on_a_gpu_and_what_it_is_told_anywhere():

@@ -1,6 +1,7 @@
 """The model worker on the tiny checkpoint, in this process and without Ray: what it sends, and what it gives back."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,7 +14,7 @@ from omni.audio import wav
 from omni.model import checkpoint
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling as ModelSampling
-from omni.serve import errors
+from omni.serve import errors, thinking
 from omni.serve.config import ServeConfig
 from omni.serve.model_worker import ModelWorker
 from omni.serve.protocol import Message, ReadRequest, Sampling, Tokens, TurnRequest
@@ -59,6 +60,15 @@ async def test_it_answers_as_the_reference_path_does(worker, config):
     assert text == "".join(step.text for step in steps)
     assert units == tuple(unit for step in steps for unit in step.units)
     assert messages[-1].finish == "length"
+
+
+def test_a_listeners_clock_goes_by_the_checkpoints_vocoder(config, tmp_path):
+    """The mini's units last twice as long as published ones: its listeners were taken to be about to hear nothing."""
+    assert thinking.load(config).scheduler.config.seconds_per_unit == 0.03
+    voice = json.loads((Path(config.vocoder) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**voice, "frames_per_unit": 4.0}))
+    slow = thinking.load(replace(config, vocoder=str(tmp_path)))
+    assert slow.scheduler.config.seconds_per_unit == pytest.approx(0.08)
 
 
 async def test_the_first_message_says_who_answers(worker):

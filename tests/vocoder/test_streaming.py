@@ -1,5 +1,6 @@
 """The planner alone, with a toy vocoder whose samples say which frames and units they were made of."""
 
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seeded import CONFIGS, FULL_CONFIG
 
+from omni.model.mini import SHIPPED
 from omni.vocoder import streaming
 from omni.vocoder.streaming import Chunk, ChunkError, ChunkPlanner, ChunkReply
 
@@ -251,3 +253,11 @@ def test_the_published_shape_hears_21_frames_and_makes_320_samples_of_one():
 def test_a_shape_without_overlap_hears_only_its_first_and_last_convolutions():
     """One stage of three samples, width-3 blocks: 3 frames by conv_pre, 2 by what conv_post and the block reach."""
     assert streaming.context_frames(CONFIGS["one-stage"]) == 5
+
+
+def test_a_unit_lasts_what_the_vocoders_config_says():
+    """The packaged mini's 59 ms; 30 ms where it does not say, as the published one does not."""
+    mini = json.loads((SHIPPED / "vocoder" / "config.json").read_text())
+    assert streaming.seconds_per_unit(mini) == pytest.approx(0.059)
+    published = {key: value for key, value in FULL_CONFIG.items() if key != "frames_per_unit"}
+    assert streaming.seconds_per_unit(published) == pytest.approx(streaming.SECONDS_PER_UNIT)
