@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from omni.audio import mel
 from omni.engine import hearing, sampler
 from omni.engine.decoding import Decoding
+from omni.engine.feeding import feed
 from omni.engine.hearing import Hearing
 from omni.engine.prefixes import Place
 from omni.engine.projection import Projecting
@@ -122,7 +123,7 @@ class Runner:
             for each in sequence.spoken
         ]
         embeds = self.omni.splice(sequence.prompt_ids, spoken)
-        forced = torch.tensor(sequence.forced[:-1], dtype=torch.int64, device=self.device)
+        forced = feed(sequence.forced[:-1], self.device)
         sequence.embeds = torch.cat((embeds, self.omni.llm.embed(forced)))
         sequence.heard, sequence.said = {}, {}
 
@@ -159,7 +160,7 @@ class Runner:
         if self.decoding is not None:
             logits, classes, finite = self.decoding(slots, starts, steps)
             tokens = sampler.choose(logits, [each.sampling for each in sequences], steps)
-            self.last_token[torch.tensor(slots, device=self.device)] = tokens
+            self.last_token[feed(slots, self.device)] = tokens
             return Result(list(sequences), tokens, classes, finite)
         rows = self.slots.rows(slots, starts, 1)
         embeds = self.omni.llm.embed(self.last_token[rows.index])[:, None]
@@ -187,7 +188,7 @@ class Runner:
         """States (B, 1, D) → each row's next token, the steps[b]-th of its answer, and its units."""
         logits = self.head(states[:, 0])
         tokens = sampler.choose(logits, [each.sampling for each in sequences], steps)
-        self.last_token[torch.tensor(slots, device=self.device)] = tokens
+        self.last_token[feed(slots, self.device)] = tokens
         classes, finite = self._units(slots, states, steps)
         return Result(list(sequences), tokens, classes[:, 0], finite[:, 0] & logits.sum(-1).isfinite())
 
@@ -205,7 +206,7 @@ class Runner:
         ]
         classes, finite = (torch.cat(each, dim=1)[0] for each in zip(*parts, strict=True))
         forced = sequence.forced[first : first + states.shape[1]]
-        tokens = torch.tensor(forced, dtype=torch.int64, device=self.device)
+        tokens = feed(forced, self.device)
         if len(forced) < states.shape[1]:
             logits = self.head(states[:, -1])
             tokens = torch.cat((tokens, sampler.choose(logits, [sequence.sampling], [first + len(forced)])))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from omni.engine.feeding import feed
 from omni.model.sampling import Sampling, draw
 
 TIES = 1024  # candidates kept beyond top_k, for those that score exactly as the last of the k
@@ -14,11 +15,9 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], steps: Sequence[int]) 
     """logits (B, V), each row's settings and step → token ids (B,)."""
     tokens = logits.argmax(-1)
     for group in _groups(samplings):
-        rows = torch.tensor(group, device=logits.device)
+        rows = feed(group, logits.device)
         chosen = [samplings[i] for i in group]
-        uniform = torch.tensor(
-            [draw(samplings[i].seed, steps[i]) for i in group], dtype=torch.float64, device=logits.device
-        )
+        uniform = feed([draw(samplings[i].seed, steps[i]) for i in group], logits.device, torch.float64)
         tokens[rows] = _sample(logits[rows], chosen, uniform)
     return tokens
 
@@ -32,7 +31,7 @@ def _groups(samplings: Sequence[Sampling]) -> list[list[int]]:
 
 def _sample(logits: Tensor, samplings: Sequence[Sampling], uniform: Tensor) -> Tensor:
     def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=logits.device)[:, None]
+        return feed(values, logits.device, torch.float32)[:, None]
 
     scores, ids = _best(logits.float() / column([each.temperature for each in samplings]), samplings)
     top_p = column([each.top_p for each in samplings])
@@ -57,5 +56,5 @@ def _best(scaled: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor
     ids = ids.sort(-1).values
     scores, order = scaled.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(1, order)
-    last = torch.tensor([min(each.top_k, vocabulary) - 1 for each in samplings], device=scaled.device)[:, None]
+    last = feed([min(each.top_k, vocabulary) - 1 for each in samplings], scaled.device)[:, None]
     return scores.masked_fill(scores < scores.gather(1, last), -torch.inf), ids

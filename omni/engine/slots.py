@@ -10,6 +10,7 @@ everything before them is attended to. Lengths are the caller's; a row freed is 
 import torch
 from torch import Tensor
 
+from omni.engine.feeding import feed
 from omni.model.config import BlockConfig
 
 
@@ -59,8 +60,7 @@ class Rows:
         device = slots.k.device
         self.single = rows[0] if len(rows) == 1 else None
         self.view = slice(rows[0], rows[0] + len(rows)) if rows == list(range(rows[0], rows[0] + len(rows))) else None
-        self.index = torch.tensor(rows, device=device)
-        first = torch.tensor(starts, device=device)
+        self.index, first = feed(rows, device), feed(starts, device)
         self.positions = first[:, None] + torch.arange(num_new, device=device)  # (B, T)
         self.start, self.num_new = starts[0], num_new
         self.mask = self._mask(starts)
