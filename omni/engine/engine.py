@@ -30,7 +30,6 @@ from omni.engine.sequence import (
     BadSampling,
     BadSetting,
     EngineError,
-    GaveWay,
     NotFinite,
     OutOfMemory,
     Output,
@@ -140,8 +139,7 @@ class Engine:
     def read(self, turn_id: str, conversation: Several[Utterance]) -> Sequence:
         """Take in what the next question will come after, so that only the question remains to be read.
 
-        Its only Output has `finish` "read". It yields to everybody who asks, with GaveWay where no other slot is free;
-        nobody need wait for it before asking.
+        Its only Output has `finish` "read". It yields to everybody who asks; nobody need wait for it before asking.
         """
         nothing = Sampling(max_new_tokens=1)  # as short as an answer can be
         return self._add(Sequence(turn_id, tuple(conversation), nothing, arrived=self.clock(), reads_ahead=True))
@@ -191,8 +189,6 @@ class Engine:
         """schedule → run → postprocess. One token for every running row; nothing where there is nothing to do."""
         self._obey()
         plan = self.scheduler.schedule(self.clock())
-        for each in plan.gave_way:
-            self._tell(each, GaveWay("Somebody asks, and no other slot was free."))
         results = self._run(plan)
         outputs = self._postprocess(results) + self._end_reading()
         failed, self._failed = self._failed, []
@@ -396,23 +392,15 @@ class Engine:
     def _fail(self, sequence: Sequence, error: EngineError) -> None:
         logger.warning("turn %s ends with %s: %s", sequence.turn_id, error.code, error)
         self.runner.forget(sequence)
-        self.scheduler.remove(sequence, clean=False)
-        self._tell(sequence, error)
-
-    def _tell(self, sequence: Sequence, error: EngineError) -> None:
-        """It has no slot any more."""
         sequence.error = error
         self._mark(sequence, "finished")
-        if self._forget(sequence):
+        if self._end(sequence):
             self._failed.append(Output(sequence.turn_id, error=error, timings=dict(sequence.timings)))
 
     def _end(self, sequence: Sequence) -> bool:
-        self.scheduler.remove(sequence)
-        return self._forget(sequence)
-
-    def _forget(self, sequence: Sequence) -> bool:
         """Whether anybody is to be told: not where it was aborted meanwhile."""
         self._sequences.pop(sequence.turn_id, None)
+        self.scheduler.remove(sequence, clean=sequence.error is None)
         with self._changed:
             live = self._live.get(sequence.turn_id) is sequence
             if live:

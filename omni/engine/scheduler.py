@@ -12,7 +12,7 @@ cannot be cut, but beside running rows there are only a few in a step. While any
 those who are far ahead sit out; their buffers drain in real time, so that they never sit out for long.
 
 Who reads ahead has not asked for anything yet: it takes a slot only where another one stays free, reads one small piece
-a step, and none while somebody waits for first audio. Where somebody asks and no slot is free, it gives its own away.
+a step, and none while somebody waits for first audio.
 """
 
 from collections import deque
@@ -76,7 +76,6 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    gave_way: list[Sequence] = field(default_factory=list)  # removed: they read ahead, and somebody asks
     places: list[Place] = field(default_factory=list)  # of those admitted now; to be copied first, in this order
     encode: list[tuple[Sequence, Spoken]] = field(default_factory=list)  # before anything is prefilled
     prefill: list[Piece] = field(default_factory=list)
@@ -116,12 +115,11 @@ class Scheduler:
         sequence.state = State.FINISHED
 
     def schedule(self, now: float) -> Plan:
-        gave_way = self._make_room()
         places = self._admit()
         decode = self._choose_rows(now)
         pace = self._pace(decode, now)
         encode = self._choose_speech(pace)
-        return Plan(gave_way, places, encode, self._cut_prefill(encode, pace), decode)
+        return Plan(places, encode, self._cut_prefill(encode, pace), decode)
 
     def emitted(self, sequence: Sequence, num_units: int, now: float) -> None:
         """`num_units` more units were given out. The clock of a listener starts when there is something to hear."""
@@ -152,15 +150,6 @@ class Scheduler:
         missing = sequence.num_to_prefill - sequence.num_prefilled
         begun = sequence.num_prefilled > sequence.num_reused
         return not missing or (not begun and missing < self.config.worth_reading)
-
-    def _make_room(self) -> list[Sequence]:
-        """Nobody who asks waits for a slot that is only read ahead in: who has read least there goes first."""
-        missing = sum(not each.reads_ahead for each in self.waiting) - len(self.free)
-        reading = sorted((each for each in self.admitted if each.reads_ahead), key=lambda each: each.num_prefilled)
-        gone = reading[: max(missing, 0)]
-        for each in gone:
-            self.remove(each)
-        return gone
 
     def _next(self) -> Sequence | None:
         """Who gets a slot: those who ask come first, and who reads ahead leaves one free for them."""

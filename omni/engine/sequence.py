@@ -6,7 +6,6 @@ EngineError             its neighbours never notice; `code` and `message` say wh
 ├── SpeechTooLong       an utterance longer than the encoder's window
 ├── PromptTooLong       prompt longer than a slot
 ├── AnswerTooLong       prompt plus wanted tokens longer than a slot
-├── GaveWay             who read ahead gave its slot to somebody who asks
 ├── NotFinite           the model gave NaN or infinity for this sequence
 └── RowFailed           anything else that was raised while this sequence alone was computed
 BadSetting, OutOfMemory at start: they name the setting to change
@@ -46,10 +45,6 @@ class PromptTooLong(EngineError):
 
 class AnswerTooLong(EngineError):
     code = "answer_too_long"
-
-
-class GaveWay(EngineError):
-    code = "gave_way"
 
 
 class NotFinite(EngineError):

@@ -83,8 +83,7 @@ def places() -> dict[Kind, int]:
 def application(config: ServeConfig, kind: Kind, number: int, load: Load | None = None) -> serve.Application:
     """This many workers of one kind, to be run under the name DEPLOYMENTS[kind]. `load`: see its worker."""
     worker, at_once, gpus = {
-        # who asks, and as many who read ahead, which keep nobody out
-        "model": (ModelWorker, 2 * config.slots + config.waiting, config.model_gpus),
+        "model": (ModelWorker, config.slots + config.waiting, config.model_gpus),
         "vocoder": (VocoderWorker, 8 * config.vocoder_batch, config.vocoder_gpus),
     }[kind]
     router: dict[str, Any] = {

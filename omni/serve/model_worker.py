@@ -29,7 +29,6 @@ class ModelWorker:
         self._config = config
         self._worker = worker or _replica_id()
         self._answered = self._read = 0
-        self._num_reading = 0  # mailboxes of those who read ahead: their slots are anybody's who asks
         self._mailboxes: dict[str, asyncio.Queue] = {}  # the engine's name for a turn → its outputs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._as_wire_error, self._key = thinking.as_wire_error, thinking.key
@@ -37,7 +36,7 @@ class ModelWorker:
 
     async def generate(self, request: TurnRequest) -> AsyncIterator[Tokens]:
         """The answer in groups of tokens; the first message says who answers. Cancelling frees its slot in a step."""
-        if len(self._mailboxes) - self._num_reading >= self._config.slots + self._config.waiting:
+        if len(self._mailboxes) >= self._config.slots + self._config.waiting:
             raise errors.Busy("Every slot of this worker is taken, and its queue is full.", retry_after=RETRY_AFTER)
         self._loop = asyncio.get_running_loop()
         name, mailbox = self._key(request), asyncio.Queue[Any]()
@@ -66,7 +65,6 @@ class ModelWorker:
             raise errors.Busy("Every slot of this worker is taken.", retry_after=RETRY_AFTER)
         self._loop = asyncio.get_running_loop()
         mailbox = self._mailboxes[request.turn_id] = asyncio.Queue[Any]()
-        self._num_reading += 1
         try:
             self._thinking.read(request)
             outputs = await _collect(mailbox, self._config.queue_deadline)
@@ -79,7 +77,6 @@ class ModelWorker:
         finally:
             self._thinking.abort(request.turn_id)
             del self._mailboxes[request.turn_id]
-            self._num_reading -= 1
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Serve collects this from every replica and shows it to the controllers' routers."""

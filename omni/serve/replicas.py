@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 SUSPECT_SECONDS = 10.0  # how long a silent worker is avoided before it is tried again
-READING_SECONDS = 30.0  # then a call counts as any other: one let go while it was routed may never be forgotten
 
 
 class Board:
@@ -17,7 +16,6 @@ class Board:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._taken_by: dict[str, str] = {}  # request id → replica id, while the request runs
-        self._reads_ahead: dict[str, float] = {}  # request ids of those that keep nobody out → until when
         self._suspects: dict[str, float] = {}  # replica id → until when
         self._replicas: dict[str, dict[str, Any]] = {}  # deployment → its replicas
 
@@ -29,23 +27,13 @@ class Board:
         with self._lock:
             return dict(self._replicas.get(deployment, {}))
 
-    def take(self, request_id: str, replica_id: str, reads_ahead: bool = False) -> None:
+    def take(self, request_id: str, replica_id: str) -> None:
         with self._lock:
             self._taken_by[request_id] = replica_id
-            if reads_ahead:
-                self._reads_ahead[request_id] = time.monotonic() + READING_SECONDS
-
-    def reading(self, replica_id: str) -> int:
-        """How many of its calls only read ahead, as far as this process made them."""
-        now = time.monotonic()
-        with self._lock:
-            live = [each for each, until in self._reads_ahead.items() if until > now]
-            return sum(self._taken_by.get(each) == replica_id for each in live)
 
     def forget(self, request_id: str) -> None:
         with self._lock:
             self._taken_by.pop(request_id, None)
-            self._reads_ahead.pop(request_id, None)
 
     def suspect(self, request_id: str) -> bool:
         """Avoid the replica that took this request; False if none did."""

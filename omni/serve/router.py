@@ -2,7 +2,7 @@
 
 Ray Serve's own router compares two random replicas; ours compares all (there are few), and knows suspects: a stopped
 process or a cut network answers nothing for a minute and more before Ray calls it dead. A session stays with the
-replica that holds its keys and values, as long as that one has a slot that nobody else asks in. Runs in the controller.
+replica that holds its keys and values, as long as that one has a free slot. Runs in the controller.
 
 Serve pickles this module by value: what all must share is reached through a module of its own.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from omni.serve import protocol, replicas
+from omni.serve import replicas
 
 
 class LeastBusy(RequestRouter):
@@ -27,7 +27,7 @@ class LeastBusy(RequestRouter):
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # when none will have it, wait before asking again
             if ranked and not _suspect(ranked[0]):
-                _take(pending_request, ranked[0].replica_id.unique_id)
+                replicas.board.take(pending_request.metadata.request_id, ranked[0].replica_id.unique_id)
         return [[each] for each in ranked]
 
     def _keeps(self, replica: RunningReplica, wanted: str) -> bool:
@@ -35,39 +35,25 @@ class LeastBusy(RequestRouter):
         if replica.replica_id.unique_id != wanted or _suspect(replica):
             return False
         slots = (replica.routing_stats or {}).get("slots", 1)
-        return self._asking(replica) < slots
+        return (self.replica_queue_len_cache.get(replica.replica_id) or 0) < slots
 
-    def _burden(self, replica: RunningReplica) -> tuple[bool, int, int]:
-        """Who reads ahead is in nobody's way; of two that are asked as much, the one where fewer do is first."""
-        return _suspect(replica), self._asking(replica), replicas.board.reading(replica.replica_id.unique_id)
-
-    def _asking(self, replica: RunningReplica) -> int:
-        """Its calls but those that read ahead."""
-        calls = self.replica_queue_len_cache.get(replica.replica_id) or 0
-        return max(calls - replicas.board.reading(replica.replica_id.unique_id), 0)
+    def _burden(self, replica: RunningReplica) -> tuple[bool, int]:
+        return _suspect(replica), self.replica_queue_len_cache.get(replica.replica_id) or 0
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """The replica has accepted: it lives."""
         replicas.board.clear(replica_id.unique_id)
-        _take(pending_request, replica_id.unique_id)
+        replicas.board.take(pending_request.metadata.request_id, replica_id.unique_id)
 
     def update_replicas(self, running: list[RunningReplica]) -> None:
         super().update_replicas(running)
         replicas.board.show(self._deployment_id.name, running)
 
 
-def _asked(pending_request: PendingRequest | None) -> Any:
-    return None if pending_request is None or not pending_request.args else pending_request.args[0]
-
-
 def _preferred(pending_request: PendingRequest | None) -> str:
     """The worker that a turn asks for; a chunk asks for none."""
-    return getattr(_asked(pending_request), "prefer", "")
-
-
-def _take(pending_request: PendingRequest, replica_id: str) -> None:
-    reads_ahead = isinstance(_asked(pending_request), protocol.ReadRequest)
-    replicas.board.take(pending_request.metadata.request_id, replica_id, reads_ahead)
+    asked = None if pending_request is None or not pending_request.args else pending_request.args[0]
+    return getattr(asked, "prefer", "")
 
 
 def _suspect(replica: RunningReplica) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from omni.audio.wav import from_pcm16
 from omni.engine.engine import Engine, EngineConfig
-from omni.engine.sequence import EngineError, GaveWay, NotFinite, Output, RowFailed, Sequence
+from omni.engine.sequence import EngineError, NotFinite, Output, RowFailed, Sequence
 from omni.model import checkpoint
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
@@ -27,7 +27,6 @@ from omni.vocoder.streaming import seconds_per_unit
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1.0  # then the thread looks whether it has been stopped
-RETRY_AFTER = 1.0  # seconds
 
 Deliver = Callable[[list[Output]], None]
 
@@ -101,8 +100,6 @@ def key(request: TurnRequest) -> str:
 
 def as_wire_error(error: EngineError) -> errors.OmniError:
     """The engine's verdict on one sequence → what the client is told."""
-    if isinstance(error, GaveWay):
-        return errors.Busy(str(error), retry_after=RETRY_AFTER)
     kind = errors.Internal if isinstance(error, NotFinite | RowFailed) else errors.BadRequest
     return kind(str(error), code=error.code)
 

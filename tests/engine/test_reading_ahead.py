@@ -125,39 +125,3 @@ def test_aborted_in_the_step_that_ends_it_it_gives_nothing(omni, questions, monk
     assert engine.step() == []
     assert ahead.num_prefilled == ahead.prompt_length, "it had read all in that step"
     assert engine.step() == [] and engine.idle and sorted(engine.scheduler.free) == [0, 1]
-
-
-def test_who_asks_takes_the_slot_of_who_reads_ahead(omni, questions, history):
-    """The last free slot went to another turn: who asked then waited until all was read. What was read stays."""
-    engine = Engine(omni, EngineConfig(num_slots=2), SchedulerConfig(2, 2, prefill_ahead=32))
-    ahead = engine.read("ahead", history)
-    engine.step()
-    engine.add("first", questions[0], Sampling(max_new_tokens=60))
-    engine.step()
-    assert ahead.num_prefilled == 32 and engine.running == 2
-    conversation = [*history, *questions[2]]
-    turn = engine.add("turn", conversation, SAMPLING)
-    (told,) = [each for each in engine.step() if each.turn_id == "ahead"]
-    assert told.error is not None and told.error.code == "gave_way"
-    assert turn.slot is not None and turn.num_reused == 32 and ahead.slot is None
-    assert run(engine)["turn"] == reference(omni, conversation, SAMPLING)
-    assert sorted(engine.scheduler.free) == [0, 1] and not engine._sequences and not engine._live
-
-
-def test_who_gave_way_and_was_aborted_is_told_nothing(omni, questions, history):
-    """An engine of one slot, whose reading was let go when the question came; another reading waits its turn."""
-    engine = Engine(omni, EngineConfig(num_slots=1))
-    engine.read("ahead", history)
-    engine.step()
-    engine.add("turn", questions[1], SAMPLING)
-    schedule = engine.scheduler.schedule
-
-    def aborted_meanwhile(now):
-        engine.abort("ahead")
-        return schedule(now)
-
-    engine.scheduler.schedule = aborted_meanwhile
-    assert [each.turn_id for each in engine.step()] == ["turn"]
-    engine.read("again", history)
-    answers = run(engine)
-    assert answers["again"].finish == "read" and engine.scheduler.free == [0]

@@ -190,28 +190,6 @@ def test_abort_frees_a_waiting_and_a_running_turn():
     assert scheduler.schedule(0.0).empty
 
 
-def test_who_asks_waits_for_nobody_who_reads_ahead():
-    """Only as many give way as are in the way: a free slot is taken first, then of those who have read least."""
-    scheduler = Scheduler(SchedulerConfig(**{**vars(CONFIG), "prefill_ahead": 40}))
-    far, near, new = readers = [waiting(name, 100) for name in ("far", "near", "new")]
-    for each in readers:
-        each.reads_ahead = True
-        scheduler.add(each)
-    run(scheduler, 0.0)
-    assert [each.num_prefilled for each in readers] == [40, 0, 0] and len(scheduler.free) == 1
-    scheduler.add(waiting("a"))
-    assert run(scheduler, 0.0).gave_way == []
-    for name in ("b", "c"):
-        scheduler.add(waiting(name))
-    plan = run(scheduler, 0.0)
-    assert plan.gave_way == [near, new] and near.slot is new.slot is None
-    assert names(scheduler.admitted) == ["far", "a", "b", "c"] and not scheduler.waiting
-    for name in ("d", "e"):
-        scheduler.add(waiting(name))
-    assert run(scheduler, 0.0).gave_way == [far]
-    assert names(scheduler.waiting) == ["e"], "those who ask themselves wait for each other"
-
-
 def test_needs_no_torch():
     """The scheduler decides in plain objects; so does what it is told about."""
     code = "import sys, omni.engine.scheduler; print('torch' in sys.modules)"

@@ -11,7 +11,6 @@ import pytest
 
 from omni import checkpoints
 from omni.audio import wav
-from omni.engine.sequence import GaveWay
 from omni.model import checkpoint
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling as ModelSampling
@@ -125,34 +124,6 @@ async def test_a_reading_is_refused_where_the_slots_are_taken_and_ended_where_no
     for stream in streams:
         await stream.aclose()
     assert not worker._mailboxes
-
-
-async def test_a_worker_full_of_readings_is_not_full_to_who_asks(config):
-    """No place in the queue, and both slots' worth of readings: an asker was told Busy. Now they give way to it."""
-    worker = ModelWorker(replace(config, waiting=0), "w1")
-    history = (Message("system", text="Be brief, and kind. " * 30), *QUESTION, Message("assistant", text="Yes."))
-    readings = [asyncio.create_task(worker.read(ReadRequest(f"ahead {i}", history))) for i in range(2)]
-    try:
-        await asyncio.sleep(0)
-        assert len(worker._mailboxes) == 2
-        async with aclosing(worker.generate(request("first"))) as first, aclosing(worker.generate(request())) as second:
-            for stream in (first, second):
-                async for message in stream:
-                    if message.token_ids:
-                        break
-            with pytest.raises(errors.Busy):
-                await anext(worker.generate(request("third")))
-        for told in await asyncio.gather(*readings, return_exceptions=True):
-            assert told == "w1" or isinstance(told, errors.Busy)
-        assert not worker._mailboxes and worker._num_reading == 0
-    finally:
-        worker.stop()
-
-
-def test_who_gave_way_may_come_back():
-    """Nothing was wrong with it: busy, not a bad request."""
-    told = thinking.as_wire_error(GaveWay("Somebody asks."))
-    assert isinstance(told, errors.Busy) and told.retry_after
 
 
 def test_what_is_computed_when_the_loop_has_closed_goes_to_nobody(worker):

@@ -6,7 +6,7 @@ import pytest
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 
 from omni.serve import replicas, router
-from omni.serve.protocol import ReadRequest, TurnRequest
+from omni.serve.protocol import TurnRequest
 
 SLOTS = 4
 
@@ -67,7 +67,7 @@ async def test_a_suspect_that_accepts_is_none_any_more(board):
     board.take("earlier", "a")
     board.suspect("earlier")
     chosen = Router({"a": 0, "b": 1})
-    request = SimpleNamespace(metadata=SimpleNamespace(request_id="r"), args=[])
+    request = SimpleNamespace(metadata=SimpleNamespace(request_id="r"))
     chosen.on_request_routed(request, Id("a"), None)
     assert await chosen.order() == ["a", "b"]
     assert board.suspect("r"), "and the request is known to be with it"
@@ -80,28 +80,6 @@ def test_nobody_is_suspected_for_what_nobody_took(board):
 async def test_a_session_stays_with_its_worker():
     """Though others have less to do, while it has a free slot."""
     assert await Router({"a": 0, "b": SLOTS - 1, "c": 1}).order(prefer="b") == ["b", "a", "c"]
-
-
-async def test_a_worker_full_of_readings_is_not_full(board):
-    """They give their slots to who asks: a session stays, until its worker is full of those who ask."""
-    chosen = Router({"a": 1, "b": SLOTS})
-    for i in range(SLOTS):
-        read = SimpleNamespace(metadata=SimpleNamespace(request_id=f"read {i}"), args=[ReadRequest(f"{i}", ())])
-        chosen.on_request_routed(read, Id("b"), None)
-    assert await chosen.order("other") == ["b", "a"], "nobody asks there"
-    assert await chosen.order("asked", prefer="b") == ["b", "a"]
-    for i in range(SLOTS):
-        board.forget(f"read {i}")
-    assert board.reading("b") == 0 and await chosen.order("asked", prefer="b") == ["a", "b"]
-
-
-def test_a_reading_that_nobody_forgets_stops_counting(board, monkeypatch):
-    """Let go while it was routed, it would hide those who ask for ever."""
-    board.take("read", "a", reads_ahead=True)
-    assert board.reading("a") == 1 and board.reading("b") == 0
-    later = replicas.time.monotonic() + replicas.READING_SECONDS
-    monkeypatch.setattr(replicas, "time", SimpleNamespace(monotonic=lambda: later))
-    assert board.reading("a") == 0
 
 
 @pytest.mark.parametrize("busy", [SLOTS, SLOTS + 3])
