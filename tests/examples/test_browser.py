@@ -16,11 +16,10 @@ sys.path.insert(0, str(ROOT / "tests" / "serve"))
 from browser import RECORDING, chromium, visit  # noqa: E402
 from fake_cluster import FakeCluster, config, over_tcp, whole_answer  # noqa: E402
 from realtime_client import talk  # noqa: E402
+from store_away import StoreAway  # noqa: E402
 
 from omni.audio import wav  # noqa: E402
 from omni.serve.controller import make_app  # noqa: E402
-from omni.serve.errors import StoreLost  # noqa: E402
-from omni.serve.stores import MemoryStore, Record  # noqa: E402
 
 
 class Silent(SimpleHTTPRequestHandler):
@@ -100,18 +99,6 @@ async def test_it_takes_a_key(tmp_path):
     """It is said that one may be wanted; it goes to the controller as a subprotocol, and into no address."""
     async with over_tcp(make_app(config(tmp_path), FakeCluster(), api_key="secret")) as url:
         assert await asyncio.to_thread(with_a_key, url) == []
-
-
-class StoreAway(MemoryStore):
-    """Away for the next so many resumptions."""
-
-    away = 0
-
-    async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
-        if self.away:
-            self.away -= 1
-            raise StoreLost("The session store does not answer.", retry_after=1.0)
-        return await super().take(session_id, owner, new_owner, lifetime)
 
 
 async def test_a_store_that_is_away_loses_no_session(tmp_path):

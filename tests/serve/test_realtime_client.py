@@ -8,15 +8,14 @@ import pytest
 import uvicorn
 from fake_cluster import UNITS_PER_TOKEN, WORDS, config, over_tcp, tone, until, whole_answer
 from realtime_client import talk
+from store_away import StoreAway
 
 from omni.audio import wav
 from omni.serve import realtime_client as live
 from omni.serve.controller import make_app, server_settings
-from omni.serve.errors import StoreLost
 from omni.serve.protocol import Message
 from omni.serve.realtime_client import RealtimeError, RealtimeSession, connect_realtime
 from omni.serve.sqlite_store import SqliteStore
-from omni.serve.stores import MemoryStore, Record
 
 QUESTION = wav.to_pcm16(tone())
 TOKEN_MS = UNITS_PER_TOKEN * 20  # of sound, in the fake's voice
@@ -170,18 +169,6 @@ async def test_a_session_that_is_gone_is_told(app, cluster):
         assert not resumed.remembers and resumed.session_id == session.id != before
         await session.ask(QUESTION)
         check_answer(await hear(session, live.Answered))
-
-
-class StoreAway(MemoryStore):
-    """Away for the next so many resumptions."""
-
-    away = 0
-
-    async def take(self, session_id: str, owner: str, new_owner: str, lifetime: float) -> Record | None:
-        if self.away:
-            self.away -= 1
-            raise StoreLost("The session store does not answer.", retry_after=1.0)
-        return await super().take(session_id, owner, new_owner, lifetime)
 
 
 async def test_a_store_that_is_away_loses_no_session(tmp_path, cluster):
