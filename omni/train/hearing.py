@@ -105,13 +105,13 @@ def make_hearing(run: "Run") -> Hearing:
     if not path.exists():
         texts = [each.text for each in run.corpus.spoken]
         texts += [each.instruction for each in examples(0)[0] if each.kind != "repeat"]
-        tokens = {token for ids in run.tokenizer(texts, add_special_tokens=False).input_ids for token in ids}
+        tokens = {token for text in texts for token in run.transcript(text)}
         path.write_text(json.dumps(sorted(tokens)))
     return Hearing(run.ear, run.embeddings.weight.float(), json.loads(path.read_text()))
 
 
 def hear_loss(run: "Run", hearing: Hearing, step: int) -> Tensor:
-    batch = [(each, run.tokens(each.text)) for each in run.corpus.spoken_at(step)]
+    batch = [(each, run.transcript(each.text)) for each in run.corpus.spoken_at(step)]
     batch = [(each, tokens) for each, tokens in batch if hearing.knows(tokens)]
     with torch.autocast("cpu", torch.bfloat16):
         frames, lengths = run.ear.frames([each.mel for each, _ in batch], mask=True)
@@ -164,8 +164,9 @@ def hear_heldout(run: "Run", hearing: Hearing) -> float:
         best = hearing.logits(run.ear([each.mel])[0])[0][0].argmax(-1)
         best = torch.unique_consecutive(best)
         heard = [hearing.token_ids[i] for i in best.tolist() if i < len(hearing.token_ids)]
-        wrong += errors(heard, run.tokens(each.question.instruction))
-        total += len(run.tokens(each.question.instruction))
+        said = run.transcript(each.question.instruction)
+        wrong += errors(heard, said)
+        total += len(said)
         if number % 10 == 0:
             logger.info("%r heard as %r", each.question.instruction, run.tokenizer.decode(heard))
     return wrong / total

@@ -1,6 +1,7 @@
 """What the mini checkpoint learns to answer: questions with short, speakable answers. Knows nothing of sound.
 
     train, heldout = examples(seed=0)
+    train, heldout = follow_ups()   # "And Spain?", asked after what the capital of France is
 
 Sources, all in omni/train/data (licences: docs/licences.md): chit-chat intents with many phrasings each, facts and
 everyday questions of our own, and sentences to repeat. Held out are phrasings, not facts: a tenth of every intent's by
@@ -12,7 +13,7 @@ import json
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
@@ -27,6 +28,8 @@ MONTHS = (
     *("July", "August", "September", "October", "November", "December"),
 )
 OPENINGS = ("Hey, ", "Okay, ", "So, ", "Please tell me, ", "Quick question. ", "I have a question. ", "Tell me, ")
+FOLLOW_UPS = ("And {}?", "What about {}?", "How about {}?")
+KEPT_OUT = "And what about {}?"  # the follow-up that no training asks
 REQUESTS = ("Repeat after me: ", "Please say: ", "Say this: ", "Repeat this sentence: ")
 
 
@@ -34,7 +37,7 @@ REQUESTS = ("Repeat after me: ", "Please say: ", "Say this: ", "Repeat this sent
 class Example:
     instruction: str
     response: str
-    kind: str  # "chitchat", "factual", "everyday", "repeat", "trivia", "heard" (no response: never answered)
+    kind: str  # "chitchat", "factual", "everyday", "follow-up", "repeat", "trivia", "heard" (the last two: no response)
     group: str  # its intent or fact; training draws groups evenly
     accept: tuple[str, ...] = ()  # other responses that fit
     fact: str | None = None  # what a fitting answer must name
@@ -75,6 +78,24 @@ def examples(seed: int = 0) -> tuple[list[Example], list[Example]]:
 def heard() -> list[Example]:
     """Questions that are only heard: the adaptor learns words in as many surroundings as it can get."""
     return [Example(text, "", "heard", "heard") for text in (DATA / "heard.txt").read_text().splitlines()]
+
+
+def follow_ups() -> tuple[list[Example], list[Example]]:
+    """(train, held out): what may be asked of another pair once one of its relation was asked.
+
+    `group` is that of the question in full: "capital/Spain". Held out are a tenth of the pairs, in words of their own.
+    """
+    train: list[Example] = []
+    heldout: list[Example] = []
+    for relation in relations():
+        if relation.kind != "factual" or relation.subject is None or relation.name == "plus":  # a sum stands by itself
+            continue
+        asked_of = "{1}" if "{1}" in relation.asked[0] else "{0}"
+        for part, phrasings in ((train, FOLLOW_UPS), (heldout, [KEPT_OUT])):
+            for each in _ask(relation, [phrasing.format(asked_of) for phrasing in phrasings]):
+                if (_hash(each.group) % 10 == 0) == (part is heldout):
+                    part.append(replace(each, kind="follow-up"))
+    return train, heldout
 
 
 def relations() -> list[Relation]:

@@ -3,6 +3,7 @@
     omni train data --output runs/mini --voice hibari --count 14000
     omni train data --output runs/mini --voice hibari --count 12000 --texts heard    # words in other surroundings
     omni train data --output runs/mini --voice hibari --count 12000 --texts mixed    # sentences for the ear alone
+    omni train data --output runs/mini --voice hibari --count 12000 --texts rare     # the same with rare words in them
     omni train data --output runs/mini --voice kokoro --count 1500    # at the same time, on another core
 
 Log-mel is kept rather than what the encoder makes of it: it is less than half as much, and the encoder may learn too.
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from omni.audio import mel
 from omni.train import surroundings, voices
-from omni.train.instructions import Example, examples, heard, open_with
+from omni.train.instructions import Example, examples, follow_ups, heard, open_with
 
 logger = logging.getLogger(__name__)
 SHARD = 250  # utterances
@@ -60,6 +61,10 @@ def plan(train: Sequence[Example], voice: str, count: int, seed: int) -> list[Ex
     asked += [each for each in train if each.kind == "trivia"] if voice == "hibari" else []
     order = np.concatenate([draw.permutation(len(asked)) for _ in range(-(-count // len(asked)))])[:count]
     return [asked[i] for i in order]
+
+
+def shuffled(chosen: Sequence[Example], seed: int) -> list[Example]:
+    return random.Random(seed).sample(chosen, len(chosen))
 
 
 def write_shards(folder: Path, chosen: Sequence[Example], name: str, seed: int, voice: voices.Voice) -> None:
@@ -129,9 +134,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--texts",
-        choices=("asked", "heard", "mixed"),
+        choices=("asked", "heard", "mixed", "rare", "follow-ups"),
         default="asked",
-        help="questions that are answered, or only heard, or sentences of common words in new surroundings",
+        help="questions that are answered, or only heard; sentences of common words, or of all words alike, in new "
+        "surroundings; or what is asked after a question",
     )
     parser.add_argument("--count", type=int, default=1000, help="utterances (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -147,6 +153,12 @@ def main(args: argparse.Namespace) -> int:
     elif args.texts == "mixed":
         texts = islice(surroundings.make(args.seed, surroundings.common_words()), args.count)
         name, chosen = f"{args.voice}-mixed{args.seed}", [Example(text, "", "heard", "mixed") for text in texts]
+    elif args.texts == "follow-ups":
+        name, chosen = f"{args.voice}-follow", shuffled(follow_ups()[0], args.seed)[: args.count]
+    elif args.texts == "rare":
+        words = surroundings.every_word(surroundings.common_words(20_000))
+        texts = islice(surroundings.make(args.seed, words, surroundings.SWAPPED_RARE, shortest=1), args.count)
+        name, chosen = f"{args.voice}-rare{args.seed}", [Example(text, "", "heard", "rare") for text in texts]
     else:
         name, chosen = args.voice, plan(train, args.voice, args.count, args.seed)
     write_shards(args.output / "speech", chosen, name, args.seed, voices.make(args.voice))

@@ -42,6 +42,7 @@ from omni.train.instructions import DATA
 from omni.train.low_rank import LowRank, add_deltas, save_deltas
 from omni.train.metrics import Metrics
 from omni.train.speech import ShardError
+from omni.train.transcripts import Transcript
 
 logger = logging.getLogger(__name__)
 RECENT = 50  # losses that a line of the metrics means
@@ -85,6 +86,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.embeddings = self.llm.model.embed_tokens
+        self.transcript = Transcript(self.tokens)
         self.prompt = Prompt("chatml", self.tokenizer)
         self.spoken_prompt = self.prompt([Utterance("user", speech=np.zeros(0, np.float32))])
 

@@ -11,15 +11,17 @@ never occur.
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from omni.model import packaged
-from omni.train.instructions import examples, heard
+from omni.train.instructions import Example, examples, heard
+from omni.train.transcripts import MARKS
 from omni.train.words import normalise
 
 LONGEST = 14  # words
 SWAPPED = 0.15  # of the words are replaced by a common word
+SWAPPED_RARE = 0.5  # of the words are replaced where every word is wanted alike
 CHATTED = 0.7  # of the sentences are made from chit-chat, the others from questions to be heard
 
 
@@ -33,6 +35,18 @@ def common_words(count: int = 6000) -> list[str]:
     known = G2P().lexicon.golds
     begun = (token[1:] for token in sorted(vocabulary, key=vocabulary.__getitem__) if token.startswith("Ġ"))
     return [word for word in begun if word.islower() and word.isalpha() and len(word) > 1 and word in known][:count]
+
+
+def every_word(common: Sequence[str]) -> list[str]:
+    """Words to draw from so that rare ones are said too: those of questions that are answered eight times, all that the
+    training texts have once, and `common`."""
+    train, _ = examples(0)
+    answered = _words(each for each in train if each.kind in ("chitchat", "factual", "everyday"))
+    return [*answered * 8, *_words([*train, *heard()]), *common]
+
+
+def _words(texts: Iterable[Example]) -> list[str]:
+    return sorted({bare for each in texts for word in each.instruction.split() if (bare := word.strip(MARKS))})
 
 
 class Chain:
@@ -57,7 +71,7 @@ class Chain:
         return said
 
 
-def make(seed: int, common: Sequence[str]) -> Iterator[str]:
+def make(seed: int, common: Sequence[str], swapped: float = SWAPPED, shortest: int = 3) -> Iterator[str]:
     """Sentences of 3 to 14 words without end, all different, the same for the same seed."""
     train, heldout = examples(0)
     asked = [each.instruction for each in train if each.kind in ("chitchat", "factual", "everyday")]
@@ -66,9 +80,9 @@ def make(seed: int, common: Sequence[str]) -> Iterator[str]:
     draw = random.Random(seed)
     while True:
         words = chains[draw.random() > CHATTED].sentence(draw)
-        text = " ".join(_swap(word, common, draw) if draw.random() < SWAPPED else word for word in words)
+        text = " ".join(_swap(word, common, draw) if draw.random() < swapped else word for word in words)
         text = text[:1].upper() + text[1:]
-        if len(words) > 2 and normalise(text) not in known:
+        if len(words) >= shortest and normalise(text) not in known:
             known.add(normalise(text))
             yield text
 

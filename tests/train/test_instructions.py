@@ -67,3 +67,15 @@ def test_chosen_questions_are_spread_over_intents(both):
     """Sixty chit-chat questions come from sixty intents."""
     chosen = choose(both[1], "chitchat", 60, seed=0)
     assert len({each.group for each in chosen}) == 60
+
+
+def test_a_follow_up_asks_another_pair_of_a_relation_and_none_held_out_is_trained_on(both):
+    train, heldout = instructions.follow_ups()
+    whole = {each.group: each for each in both[0] if each.kind == "factual"}
+    for each in (*train, *heldout):
+        assert whole[each.group].response == each.response
+        assert whole[each.group].fact == each.fact
+    assert next(each.instruction for each in train if each.group == "capital/Spain") == "And Spain?"
+    assert not {each.group for each in train} & {each.group for each in heldout}
+    assert not {plain(each.instruction) for each in train} & {plain(each.instruction) for each in heldout}
+    assert 30 < len(heldout) < len(train) / 10

@@ -43,3 +43,13 @@ def test_a_word_follows_what_it_follows_in_a_text():
     made = [chain.sentence(draw) for _ in range(50)]
     assert all(set(pairwise([None, *words, None])) <= follows for words in made)
     assert ["a", "b", "d"] in made  # which no text says
+
+
+def test_every_word_that_training_asks_is_said_about_as_often_as_any_other():
+    words = surroundings.every_word(COMMON)
+    assert set(COMMON) < set(words)
+    sentences = list(islice(surroundings.make(0, words, surroundings.SWAPPED_RARE, shortest=1), 1000))
+    said = [word.strip(",.?!").lower() for text in sentences for word in text.split()]
+    usual = [word.strip(",.?!").lower() for text in islice(surroundings.make(0, COMMON), 1000) for word in text.split()]
+    assert len(set(said)) > 2 * len(set(usual))
+    assert min(len(text.split()) for text in sentences) == 1
