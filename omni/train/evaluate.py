@@ -6,7 +6,8 @@
 The paper's protocol (arXiv 2409.06666, section 4): every question is asked aloud and as text; the spoken answer is
 vocoded and heard by a recogniser that is not Whisper, and rated by a MOS predictor; a part of the questions is asked
 once more for the latency and quality of every Ω. Greedy, one question after the other, through the reference parts;
-serving under load is measured elsewhere.
+serving under load is measured elsewhere. A row with a history is a dialogue: the earlier questions are asked first, and
+what the checkpoint answered stands between, as in a session's memory. Only the last answer is spoken and scored.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,11 @@ from omni.train import compare, latency, manifest, measures, plots, scoring
 from omni.train.chat import ChatError
 from omni.train.latency import OMEGAS, Rate
 from omni.train.manifest import ManifestError
-from omni.train.measures import Answer, Recording
+from omni.train.measures import Answer, Before, Recording
 from omni.train.mos import Mos, MosMissing
 from omni.train.plots import PlotsMissing
 from omni.train.recogniser import Recogniser
-from omni.train.scoring import Question, Score, Scorer
+from omni.train.scoring import Earlier, Question, Score, Scorer
 from omni.train.talker import MAX_TOKENS, Talker
 
 logger = logging.getLogger(__name__)
@@ -66,14 +67,20 @@ def ask(
     listeners: Listeners,
     as_text: bool,
     keep: Path | None = None,
+    given: bool = False,
 ) -> Answer:
-    """One question, aloud and (unless not wanted) as text."""
-    reply = talker(Utterance("user", speech=wav.read(question.audio)))
+    """One question, aloud and (unless not wanted) as text; what was said before it: see converse."""
+    conversation, aloud = converse(talker, question, True, given)
+    reply = talker(conversation)
     if keep is not None:
         wav.write(keep / f"{question.id}.wav", reply.samples)
     heard = listeners.listen(reply.samples)
-    written = talker(Utterance("user", text=question.instruction), aloud=False).text if as_text else None
-    scores = [None if text is None else listeners.scorer(question, text) for text in (reply.text, heard, written)]
+    scores = [listeners.scorer(aloud, reply.text), listeners.scorer(aloud, heard), None]
+    written = None
+    if as_text:
+        conversation, in_writing = converse(talker, question, False, given)
+        written = talker(conversation, aloud=False).text
+        scores[2] = listeners.scorer(in_writing, written)
     points = [score.points if isinstance(score, Score) else None for score in scores]
     return Answer(
         id=question.id,
@@ -94,7 +101,32 @@ def ask(
         points=points[0],
         points_heard=points[1],
         points_written=points[2],
+        before=tuple(Before(each.instruction, each.response or "") for each in aloud.history),
     )
+
+
+def converse(talker: Talker, question: Question, aloud: bool, given: bool = False) -> tuple[list[Utterance], Question]:
+    """The conversation that ends with the question, and the question with what was answered before it.
+
+    The earlier questions are asked in order; the talker's own answers stand between, or, with `given`, those that the
+    history has. As in a session's memory they are tokens, and an empty one leaves no turn.
+    """
+    conversation: list[Utterance] = []
+    history: list[Earlier] = []
+    for earlier in question.history:
+        conversation.append(_said(earlier, aloud))
+        known = earlier.response if given else None
+        answer = talker(conversation, aloud=False) if known is None else known
+        turn = talker.turn(answer)
+        conversation += [turn] if turn.token_ids else []
+        history.append(replace(earlier, response=answer if isinstance(answer, str) else answer.text))
+    return [*conversation, _said(question, aloud)], replace(question, history=tuple(history))
+
+
+def _said(question: Question | Earlier, aloud: bool) -> Utterance:
+    if aloud:
+        return Utterance("user", speech=wav.read(question.audio))
+    return Utterance("user", text=question.instruction)
 
 
 def answer_recording(talker: Talker, path: Path, root: Path, listen: Listen) -> Recording:
@@ -114,26 +146,26 @@ def evaluate(
     listeners: Listeners,
     as_text: bool = True,
     keep: Path | None = None,
+    given: bool = False,
 ) -> list[Answer]:
-    """Every question in turn, with a progress bar. `keep` is a folder for the spoken answers."""
+    """Every question in turn, with a progress bar. `keep` is a folder for the spoken answers; `given`: see converse."""
     answers = []
     for question in (bar := tqdm(questions, desc="evaluate", unit="question", disable=None)):
-        answers.append(ask(talker, question, listeners, as_text, keep))
+        answers.append(ask(talker, question, listeners, as_text, keep, given))
         bar.set_postfix(fitting=f"{measures.share(answer.fitting for answer in answers):.0%}", refresh=False)
     return answers
 
 
 def time_answers(
-    talker: Talker, questions: Sequence[Question], listeners: Listeners, omegas: Sequence[float]
+    talker: Talker, questions: Sequence[Question], listeners: Listeners, omegas: Sequence[float], given: bool = False
 ) -> list[dict]:
     """The questions once more, for each Ω. The first is asked twice: what is compiled once is not counted."""
     if not questions or not omegas:
         return []
-    latency.think(talker, wav.read(questions[0].audio))
-    bar = tqdm(questions, desc="latency", unit="question", disable=None)
-    return latency.by_omega(
-        latency.measure(talker, wav.read(each.audio), listeners.listen, listeners.rate, omegas) for each in bar
-    )
+    conversations = (converse(talker, each, True, given)[0] for each in [questions[0], *questions])
+    latency.think(talker, next(conversations))
+    bar = tqdm(conversations, desc="latency", unit="question", total=len(questions), disable=None)
+    return latency.by_omega(latency.measure(talker, each, listeners.listen, listeners.rate, omegas) for each in bar)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +174,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="MODEL", help="another checkpoint, asked the same and shown beside it")
     parser.add_argument("--against-vocoder", metavar="DIR", help="another vocoder than that checkpoint's own")
     parser.add_argument("--manifest", type=Path, default=HELDOUT, help="questions, one JSON object a line")
+    parser.add_argument("--given-history", action="store_true", help="in dialogues, let the answers before the last "
+                        "be those of the manifest, where it has them, and not the checkpoint's own")  # fmt: skip
     parser.add_argument("--on-bad", choices=manifest.ON_BAD, default="refuse", help="bad rows (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions, spread over the manifest")
     parser.add_argument("--no-text", action="store_true", help="do not ask the questions as text as well")
@@ -202,8 +236,9 @@ def run(args: argparse.Namespace) -> int:
     results: list[tuple[dict, list[Answer]]] = []
     for number, (model, vocoder) in enumerate(wanted):
         talker = Talker.load(model, vocoder, args.device, args.max_tokens, DTYPES[args.dtype])
-        answers = evaluate(talker, questions, listeners, not args.no_text, args.keep if number == 0 else None)
-        timed = time_answers(talker, spread(questions, args.timed), listeners, args.omega)
+        keep, given = args.keep if number == 0 else None, args.given_history
+        answers = evaluate(talker, questions, listeners, not args.no_text, keep, given)
+        timed = time_answers(talker, spread(questions, args.timed), listeners, args.omega, given)
         results.append((measures.summary(answers) | {"model": model, "latency": timed}, answers))
         if number == 0:
             paths = tqdm(recordings, desc="recordings", disable=None)

@@ -30,8 +30,14 @@ class Judge:
         """Raises ChatError where the judge gives no score."""
         if not answer.strip():
             return Score(1.0)  # silence needs no judge
-        reply = self.chat(SYSTEM, f"The user: {question.instruction}\n\nThe assistant: {answer}")
+        exchange = f"The user: {question.instruction}\n\nThe assistant: {answer}"
+        reply = self.chat(SYSTEM, f"{_before(question)}{exchange}")
         return Score(_points(reply))
+
+
+def _before(question: Question) -> str:
+    said = [f"The user: {each.instruction}\nThe assistant: {each.response or ''}\n" for each in question.history]
+    return f"Before, not to be judged:\n{''.join(said)}\nTo be judged:\n" if said else ""
 
 
 def _points(reply: str) -> float:

@@ -6,7 +6,8 @@ Each answer is thought once, token by token, with the time at which every token'
 chunk planner that serves decides the chunks. LLM ms: from the question's samples until the first chunk's units are
 there; vocoder ms: rendering that chunk (its second rendering: a service is warm). Two look-ahead units and the
 vocoder's context are waited for, so the joined sound is the whole answer's. Where it is, to one step of 16 bits, the
-whole answer's quality is its own; where it is not, it is listened to again. One question at a time, no network.
+whole answer's quality is its own; where it is not, it is listened to again. One question at a time, no network. In a
+dialogue the turns before are read anew, which a worker that holds its session's memory need not do.
 """
 
 import math
@@ -61,11 +62,11 @@ class First:
     heard: Heard
 
 
-def think(talker: Talker, samples: np.ndarray) -> Timed:
-    """(S,) at 16 kHz → the answer with its times."""
+def think(talker: Talker, asked: Sequence[Utterance]) -> Timed:
+    """A conversation that ends with a question → the answer with its times."""
     start = time.perf_counter()
     token_ids, seconds, units = [], [], []
-    for token_id, new in talker.stream(Utterance("user", speech=samples)):
+    for token_id, new in talker.stream(asked):
         token_ids.append(token_id)
         units.append(tuple(new))
         seconds.append(time.perf_counter() - start)
@@ -103,10 +104,10 @@ def _render(vocoder, chunk: Chunk) -> ChunkReply:
 
 
 def measure(
-    talker: Talker, samples: np.ndarray, listen: Listen, rate: Rate | None, omegas: Sequence[float] = OMEGAS
+    talker: Talker, asked: Sequence[Utterance], listen: Listen, rate: Rate | None, omegas: Sequence[float] = OMEGAS
 ) -> list[First]:
     """One question at every Ω; nothing where the answer has no sound."""
-    answer = think(talker, samples)
+    answer = think(talker, asked)
     units = [unit for some in answer.units for unit in some]
     if not units:
         return []

@@ -122,7 +122,7 @@ def audio(row: dict, key: str, folder: Path, rate: int | None = None) -> Path:
 
 def objects(row: dict, key: str) -> list[dict]:
     """A list of objects; none where the key is missing."""
-    found = row.get(key) or []
+    found = [] if row.get(key) is None else row[key]
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise BadRow(f"{key} is no list of JSON objects.")
     return found

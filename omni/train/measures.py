@@ -5,11 +5,20 @@ import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from omni.train import words
 
 BEGIN, END = "<!-- omni evaluate: begin -->", "<!-- omni evaluate: end -->"
 EXAMPLES = 12  # answers shown in the table
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was asked aloud earlier in a dialogue, and what was answered."""
+
+    asked: str
+    answered: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,12 @@ class Answer:
     points: float | None = None  # 1 to 5 of the text, where the scorer gives points
     points_heard: float | None = None
     points_written: float | None = None
+    before: tuple[Before, ...] = ()
+
+    @property
+    def turns(self) -> int:
+        """Of the conversation that ended with this answer."""
+        return len(self.before) + 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ def summary(answers: Sequence[Answer]) -> dict:
         "voice_over_text": None if aloud is None or written is None else aloud - written,
         "fitting_by_kind": by(answers, lambda answer: answer.kind),
         "fitting_by_voice": by(answers, lambda answer: answer.voice),
+        "fitting_by_turns": by(answers, lambda answer: answer.turns),
         "asr_wer": error_rate(answers, words.words),
         "asr_cer": error_rate(answers, lambda text: list(words.normalise(text).replace(" ", ""))),
         "mos": mean(answer.mos for answer in answers),
@@ -91,9 +107,9 @@ def mean(values: Iterable[float | None]) -> float | None:
     return ratio(sum(known), len(known))
 
 
-def by(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, float | None]:
+def by(answers: Sequence[Answer], key: Callable[[Answer], Any]) -> dict[str, float | None]:
     names = sorted({key(answer) for answer in answers})
-    return {name: share(answer.fitting for answer in answers if key(answer) == name) for name in names}
+    return {str(name): share(answer.fitting for answer in answers if key(answer) == name) for name in names}
 
 
 def error_rate(answers: Sequence[Answer], split: Callable[[str], list[str]]) -> float | None:
@@ -146,6 +162,7 @@ def _rows(result: dict) -> list[tuple[str, str]]:
         ("fitting answers", _percent(result["fitting"])),
         *((f"· {kind}", _percent(value)) for kind, value in result["fitting_by_kind"].items()),
         *((f"· asked by {voice}", _percent(value)) for voice, value in result["fitting_by_voice"].items()),
+        *_by_turns(result["fitting_by_turns"]),
         ("fitting answers, by what the recogniser heard", _percent(result["fitting_heard"])),
         ("the same questions as text", _percent(result["fitting_text"])),
         ("voice over text", _percent(result["voice_over_text"], signed=True)),
@@ -168,10 +185,22 @@ def _rows(result: dict) -> list[tuple[str, str]]:
     return rows
 
 
+def _by_turns(shares: dict[str, float | None]) -> list[tuple[str, str]]:
+    """Nothing where every conversation is one question."""
+    if not set(shares) - {"1"}:
+        return []
+    return [(f"· in turn {turns}", _percent(value)) for turns, value in shares.items()]
+
+
 def _shown(answers: Sequence[Answer]) -> list[str]:
+    """The column of what went before is there where something did."""
     examples = answers[:EXAMPLES]
-    rows = [(each.asked, each.text, each.heard, "yes" if each.fitting else "no") for each in examples]
-    return [f"The first {len(examples)} answers:", _markdown(("asked aloud", "answered", "heard", "fits"), rows)]
+    head = ["asked aloud", "answered", "heard", "fits"]
+    rows = [[each.asked, each.text, each.heard, "yes" if each.fitting else "no"] for each in examples]
+    if any(each.before for each in examples):
+        earlier = [" ".join(f"{each.asked} – {each.answered}" for each in answer.before) for answer in examples]
+        head, rows = ["before", *head], [[said, *row] for said, row in zip(earlier, rows, strict=True)]
+    return [f"The first {len(examples)} answers:", _markdown(head, rows)]
 
 
 DIFFERENCES = {  # a row of the table → the measure whose difference was resampled

@@ -18,6 +18,15 @@ CLOSE = 0.8  # word F1 above which an answer says the same
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A question that was asked before, in the same conversation, and what was answered: in a manifest, may be None."""
+
+    audio: Path
+    instruction: str
+    response: str | None = None
+
+
+@dataclass(frozen=True)
 class Question:
     """A spoken question, what was asked, and what a fitting answer says."""
 
@@ -29,6 +38,7 @@ class Question:
     fact: str | None = None  # words a fitting answer must contain
     voice: str = ""
     split: str = ""  # "development": looked at while training; "test": not
+    history: tuple[Earlier, ...] = ()  # for a scorer with the answers that were given
 
 
 FITTING = 4.0  # points from which on an answer fits
@@ -76,7 +86,16 @@ def _question(row: dict, folder: Path, answers_known: bool) -> Question:
         manifest.text(row, "fact") if row.get("fact") else None,
         row.get("voice") or "",
         row.get("split") or "",
+        tuple(_earlier(each, place, folder) for place, each in enumerate(manifest.objects(row, "history"))),
     )
+
+
+def _earlier(row: dict, place: int, folder: Path) -> Earlier:
+    try:
+        response = None if row.get("response") is None else manifest.text(row, "response")
+        return Earlier(manifest.audio(row, "audio", folder), manifest.text(row, "instruction"), response)
+    except BadRow as exc:
+        raise BadRow(f"history[{place}]: {exc}") from exc
 
 
 def fits(question: Question, answer: str) -> bool:

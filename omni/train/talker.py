@@ -2,12 +2,13 @@
 
     talker = Talker.load("mini", None, "cpu", max_tokens=64)
     reply = talker(Utterance("user", speech=samples))
+    reply = talker([Utterance("user", speech=samples), talker.turn(reply), Utterance("user", speech=more)])
 
 Greedy, through the reference parts. Knows no score.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,10 +49,10 @@ class Talker:
         return cls(omni, vocoder_checkpoint.load(found.vocoder, device), max_tokens)
 
     @torch.inference_mode()
-    def __call__(self, utterance: Utterance, aloud: bool = True) -> Reply:
-        """The whole answer: the unit decoder runs once, over all states."""
+    def __call__(self, asked: Utterance | Sequence[Utterance], aloud: bool = True) -> Reply:
+        """One question, or a conversation that ends with one → the whole answer. The unit decoder runs once."""
         start = time.perf_counter()
-        token_ids, states = self._write(self.omni.prompt_embeds([utterance]))
+        token_ids, states = self._write(self.omni.prompt_embeds(_conversation(asked)))
         text = self.omni.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str), "one list of ids gives one text"
         units: list[int] = []
@@ -62,12 +63,21 @@ class Talker:
             samples = offline(self.vocoder, units)
         return Reply(text.strip(), tuple(token_ids), tuple(units), samples, time.perf_counter() - start)
 
+    def turn(self, answer: Reply | str) -> Utterance:
+        """An answer, or one that was not this talker's, as a session remembers it: its tokens without the end token."""
+        if isinstance(answer, str):
+            return Utterance(
+                "assistant", token_ids=tuple(self.omni.tokenizer(answer, add_special_tokens=False).input_ids)
+            )
+        ends = answer.token_ids[-1:] and answer.token_ids[-1] in self.omni.config.eos_token_ids
+        return Utterance("assistant", token_ids=answer.token_ids[:-1] if ends else answer.token_ids)
+
     @torch.inference_mode()
-    def stream(self, utterance: Utterance) -> Iterator[tuple[int, list[int]]]:
+    def stream(self, asked: Utterance | Sequence[Utterance]) -> Iterator[tuple[int, list[int]]]:
         """Every token as it comes, and the units it adds: incremental, as a model worker does it."""
         decoder, collapse_more = self.omni.unit_decoder, Collapse(self.omni.config.blank)
         cache = decoder.new_cache()
-        for i, (token_id, state) in enumerate(self._steps(self.omni.prompt_embeds([utterance]))):
+        for i, (token_id, state) in enumerate(self._steps(self.omni.prompt_embeds(_conversation(asked)))):
             yield token_id, collapse_more(decoder(state, i, cache)[0].argmax(-1).tolist())
 
     def _write(self, embeds: Tensor) -> tuple[list[int], Tensor]:
@@ -86,3 +96,7 @@ class Talker:
                 return
             position = torch.tensor([[len(embeds) + i]], device=embeds.device)
             state = llm(llm.embed(torch.tensor([[token_id]], device=embeds.device)), position, cache)
+
+
+def _conversation(asked: Utterance | Sequence[Utterance]) -> Sequence[Utterance]:
+    return [asked] if isinstance(asked, Utterance) else asked

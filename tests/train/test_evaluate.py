@@ -15,7 +15,8 @@ from omni.model.sampling import Sampling
 from omni.train import evaluate, scoring
 from omni.train.evaluate import Listeners
 from omni.train.recogniser import Recogniser, read_tokens, spell
-from omni.train.talker import Talker
+from omni.train.scoring import Question
+from omni.train.talker import Reply, Talker
 from omni.vocoder import checkpoint as vocoder_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "audio"
@@ -89,6 +90,89 @@ def test_a_fitting_answer_is_counted(talker, manifest):
     said = talker(Utterance("user", speech=wav.read(question.audio))).text
     answer = evaluate.ask(talker, question, Listeners(Ears(), lambda _, text: text == said), as_text=False)
     assert (answer.fitting, answer.fitting_heard, answer.written) == (True, False, None)
+
+
+@pytest.fixture
+def dialogue(manifest) -> Path:
+    """A single question, a dialogue of two turns without answers, and one of three whose first answer is given."""
+    asked = [{"audio": f"{name}.wav", "instruction": text} for name, text in (("one", "Who?"), ("two", "Where?"))]
+    rows = [
+        {"id": "single", "audio": "three.wav", "instruction": "Who are you?", "accept": ["Nobody."]},
+        {"id": "second", "audio": "two.wav", "instruction": "And you?", "accept": ["Nobody."], "history": asked[:1]},
+        {"id": "third", "audio": "three.wav", "instruction": "And she?", "accept": ["Nobody."],
+         "history": [asked[0] | {"response": "A friend."}, asked[1]]},
+    ]  # fmt: skip
+    path = manifest.with_name("dialogue.jsonl")
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def kinds(conversation) -> list[str]:
+    return ["speech" if each.speech is not None else "text" if each.text else "answer" for each in conversation]
+
+
+@pytest.mark.parametrize("aloud", [True, False], ids=["aloud", "in writing"])
+def test_earlier_questions_are_asked_first_and_answered_by_the_model_itself(talker, dialogue, aloud):
+    """Turn by turn, the answers are those of the reference path to the conversation so far, as tokens."""
+    question = scoring.read_manifest(dialogue)[2]
+    conversation, asked = evaluate.converse(talker, question, aloud)
+    mine = "speech" if aloud else "text"
+    assert kinds(conversation) == [mine, "answer", mine, "answer", mine]
+    for place in (1, 3):
+        steps = list(talker.omni.answer(conversation[:place], Sampling(max_new_tokens=TOKENS)))
+        assert conversation[place].token_ids == tuple(each.token_id for each in steps if each.finish != "stop")
+        assert asked.history[place // 2].response == "".join(each.text for each in steps).strip()
+    reply = talker(conversation)
+    steps = list(talker.omni.answer(conversation, Sampling(max_new_tokens=TOKENS)))
+    assert reply.token_ids == tuple(each.token_id for each in steps)
+    assert reply.token_ids != talker(conversation[-1]).token_ids  # what went before counts
+
+
+def test_a_given_answer_stands_where_the_row_has_one(talker, dialogue):
+    question = scoring.read_manifest(dialogue)[2]
+    conversation, asked = evaluate.converse(talker, question, aloud=True, given=True)
+    assert talker.omni.tokenizer.decode(conversation[1].token_ids) == "A friend."
+    assert asked.history[0].response == "A friend."
+    assert conversation[3] == talker.turn(talker(conversation[:3], aloud=False))  # it has none for the second
+
+
+def test_an_answer_is_remembered_without_its_end_and_an_empty_one_not_at_all(talker, dialogue, monkeypatch):
+    end = talker.omni.config.eos_token_ids[0]
+
+    def reply(*token_ids: int) -> Reply:
+        return Reply("", token_ids, (), np.zeros(0, np.float32), 0.1)
+
+    assert talker.turn(reply(5, 7, end)).token_ids == talker.turn(reply(5, 7)).token_ids == (5, 7)
+    monkeypatch.setattr(Talker, "__call__", lambda *args, **options: reply(end))
+    conversation, _ = evaluate.converse(talker, scoring.read_manifest(dialogue)[1], aloud=True)
+    assert kinds(conversation) == ["speech", "speech"]
+
+
+def test_only_the_last_answer_is_scored_and_the_scorer_sees_what_went_before(talker, dialogue):
+    question = scoring.read_manifest(dialogue)[1]
+    seen: list[tuple[Question, str]] = []
+    ears = Ears()
+    answer = evaluate.ask(talker, question, Listeners(ears, lambda *pair: bool(seen.append(pair))), as_text=True)
+    assert len(ears.seconds) == 1 and len(seen) == 3  # heard once; its text, what was heard, and in writing
+    assert [text for _, text in seen] == [answer.text, answer.heard, answer.written]
+    aloud, in_writing = (evaluate.converse(talker, question, aloud)[1] for aloud in (True, False))
+    assert [asked for asked, _ in seen] == [aloud, aloud, in_writing]
+    assert answer.turns == 2 and answer.before[0].answered == aloud.history[0].response
+    assert answer.text == talker(evaluate.converse(talker, question, True)[0]).text
+
+
+def test_the_command_measures_dialogues(talker, dialogue, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Talker, "load", lambda *args: talker)
+    monkeypatch.setattr(Recogniser, "fetched", Ears)
+    argv = ["--model", "tiny", "--manifest", str(dialogue), "--no-mos", "--omega", "offline", "--given-history"]
+    assert cli.main(["evaluate", *argv, "--json", str(tmp_path / "out.json")]) == 0
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["fitting_by_turns"] == {"1": 0.0, "2": 0.0, "3": 0.0}
+    assert [len(each["before"]) for each in content["answers"]] == [0, 1, 2]
+    assert content["answers"][2]["before"][0] == {"asked": "Who?", "answered": "A friend."}
+    assert content["latency"][0]["answers"] == 3
+    table = capsys.readouterr().out
+    assert "| · in turn 3 | 0.0 % |" in table and "| Who? – A friend. Where? – " in table
 
 
 def test_the_command_writes_numbers_and_table(talker, manifest, tmp_path, monkeypatch, capsys):

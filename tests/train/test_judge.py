@@ -1,6 +1,7 @@
 """The judge and the chat it asks: over a real socket, from a fake that answers, refuses, stumbles and hangs."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from fake_chat import serving
 from omni.train import scoring
 from omni.train.chat import Chat, ChatError
 from omni.train.judge import Judge
-from omni.train.scoring import ManifestError, Question
+from omni.train.scoring import Earlier, ManifestError, Question
 
 QUESTION = Question("one", Path("one.wav"), "What is the capital of France?", "factual", fact="Paris")
 
@@ -38,6 +39,19 @@ def test_question_answer_model_and_key_are_sent(monkeypatch):
     assert headers["authorization"] == "Bearer sesame"
     assert body["model"] == "judge" and body["temperature"] == 0
     assert QUESTION.instruction in body["messages"][1]["content"] and "It is Rome." in body["messages"][1]["content"]
+
+
+def test_the_judge_of_a_dialogue_is_told_what_went_before():
+    earlier = Earlier(Path("zero.wav"), "What is the capital of Spain?", "It is Madrid.")
+    question = replace(QUESTION, instruction="And of France?", history=(earlier,))
+    with serving(lambda body: '{"score": 5}') as fake:
+        judging(fake.url)(question, "Paris.")
+        judging(fake.url)(QUESTION, "Paris.")
+    told, single = (body["messages"][1]["content"] for body, _ in fake.requests)
+    before, _, judged = told.partition("To be judged:\n")
+    assert "The user: What is the capital of Spain?\nThe assistant: It is Madrid." in before
+    assert judged == "The user: And of France?\n\nThe assistant: Paris."
+    assert single == f"The user: {QUESTION.instruction}\n\nThe assistant: Paris."
 
 
 def test_silence_is_judged_without_asking():

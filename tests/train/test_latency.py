@@ -14,6 +14,7 @@ from omni.train.latency import First, Heard, Timed
 from omni.train.talker import Talker
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "audio"
+QUESTION = [Utterance("user", speech=wav.read(GOLDEN / "utt0.wav"))]
 TOKENS = 8
 
 
@@ -26,11 +27,12 @@ def talker(tmp_path_factory) -> Talker:
 
 
 def test_the_streamed_answer_is_the_whole_one(talker):
-    """Token by token, with caches, the same tokens and units as at once."""
-    question = Utterance("user", speech=wav.read(GOLDEN / "utt0.wav"))
-    reply, streamed = talker(question), list(talker.stream(question))
-    assert tuple(token_id for token_id, _ in streamed) == reply.token_ids
-    assert tuple(unit for _, units in streamed for unit in units) == reply.units
+    """Token by token, with caches, the same tokens and units as at once: of a question, and of a dialogue."""
+    dialogue = [*QUESTION, talker.turn("Hello."), Utterance("user", speech=wav.read(GOLDEN / "utt1.wav"))]
+    for asked in (QUESTION[0], dialogue):
+        reply, streamed = talker(asked), list(talker.stream(asked))
+        assert tuple(token_id for token_id, _ in streamed) == reply.token_ids
+        assert tuple(unit for _, units in streamed for unit in units) == reply.units
 
 
 def test_every_omega_gives_the_same_sound_and_is_listened_to_once(talker):
@@ -40,7 +42,7 @@ def test_every_omega_gives_the_same_sound_and_is_listened_to_once(talker):
         listened.append(len(samples))
         return "i beg your pardon"
 
-    found = latency.measure(talker, wav.read(GOLDEN / "utt0.wav"), listen, lambda samples: 3.0, (10, 40, math.inf))
+    found = latency.measure(talker, QUESTION, listen, lambda samples: 3.0, (10, 40, math.inf))
     assert [first.omega for first in found] == [10, 40, math.inf]
     assert all(first.difference <= latency.SAME_STEPS for first in found)
     assert len({first.sound_seconds for first in found}) == 1
@@ -58,7 +60,7 @@ def test_a_chunk_waits_for_its_units_and_no_longer(talker):
 
 def test_an_answer_without_sound_is_no_row(talker, monkeypatch):
     monkeypatch.setattr(latency, "think", lambda *_: Timed("Hm", (0.1,), ((),)))
-    assert latency.measure(talker, wav.read(GOLDEN / "utt0.wav"), lambda _: "", None) == []
+    assert latency.measure(talker, QUESTION, lambda _: "", None) == []
     assert latency.by_omega([[]]) == []
 
 

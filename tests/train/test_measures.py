@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from omni.train import measures
-from omni.train.measures import Answer, Recording
+from omni.train.measures import Answer, Before, Recording
 
 GOOD = Answer(
     id="a", kind="factual", voice="emma", asked="What is the capital of France?", text="It is Paris.",
@@ -48,6 +48,20 @@ def test_mos_and_points_are_means_of_what_was_rated():
     assert (result["points"], result["points_heard"], result["points_text"]) == (4.0, 3.0, 4.0)
     text = measures.table(result | RUN, [rated], [])
     assert "| MOS | 3.50 (2 clips) |" in text and "(S2SIF) | 3.00 |" in text
+
+
+def test_dialogues_are_counted_by_their_turns_and_shown_with_what_went_before():
+    late = replace(BAD, before=(Before("Who?", "Me."), Before("You | I?", "")))
+    result = measures.summary([GOOD, late, replace(late, fitting=True)])
+    assert result["fitting_by_turns"] == {"1": 1.0, "3": 0.5}
+    text = measures.table(result | RUN, [GOOD, late], [])
+    assert "| · in turn 1 | 100.0 % |\n| · in turn 3 | 50.0 % |" in text
+    assert "| before | asked aloud |" in text and "| Who? – Me. You \\| I? –  | What is the capital" in text
+
+
+def test_a_table_without_dialogues_says_nothing_of_turns():
+    text = measures.table(measures.summary([GOOD, BAD]) | RUN, [GOOD, BAD], [])
+    assert "turn" not in text and "| asked aloud | answered | heard | fits |" in text
 
 
 def test_two_checkpoints_stand_side_by_side():

@@ -8,7 +8,7 @@ import pytest
 
 from omni.audio import wav
 from omni.train import scoring
-from omni.train.scoring import ManifestError, Question, find_scorer, fits, read_manifest
+from omni.train.scoring import Earlier, ManifestError, Question, find_scorer, fits, read_manifest
 
 CAPITAL = Question("f", Path("f.wav"), "What is the capital of France?", "factual",
                    ("The capital of France is Paris.",), "Paris")  # fmt: skip
@@ -50,6 +50,9 @@ def test_an_unknown_scorer_is_named(name):
         find_scorer(name)
 
 
+EARLIER = {"audio": "a.wav", "instruction": "Ho"}
+
+
 def line(**changes) -> str:
     return json.dumps(
         {"id": "a", "audio": "a.wav", "instruction": "Hi", "kind": "chitchat", "accept": ["Hello."]} | changes
@@ -64,6 +67,15 @@ def test_a_manifest_is_read_with_audio_beside_it(tmp_path):
     assert (second.id, second.accept, second.fact) == ("b", (), "Paris")
 
 
+def test_what_was_asked_before_is_read_with_its_audio(tmp_path):
+    wav.write(tmp_path / "a.wav", np.zeros(160, np.float32))
+    history = [EARLIER, EARLIER | {"response": "Hello."}]
+    (tmp_path / "m.jsonl").write_text(line(history=history))
+    (question,) = read_manifest(tmp_path / "m.jsonl")
+    file = tmp_path / "a.wav"
+    assert question.history == (Earlier(file, "Ho"), Earlier(file, "Ho", "Hello."))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -73,8 +85,27 @@ def test_a_manifest_is_read_with_audio_beside_it(tmp_path):
         ('{"id": "a"}', "line 1: audio is missing"),
         (line() + "\n" + line(id="b", audio="gone.wav"), "line 2: .*gone.wav is not there"),
         (line(accept=[]), "neither accept nor fact"),
+        (line(history="Hi"), "line 1: history is no list"),
+        (line(history={}), "line 1: history is no list"),
+        (line(history=[EARLIER, "Hi"]), "line 1: history is no list"),
+        (line(history=[EARLIER, EARLIER | {"audio": "gone.wav"}]), r"line 1: history\[1\]: .*gone.wav is not there"),
+        (line(history=[EARLIER | {"instruction": " "}]), r"line 1: history\[0\]: instruction is ' '"),
+        (line(history=[EARLIER | {"response": 5}]), r"line 1: history\[0\]: response is 5"),
     ],
-    ids=["no file", "empty", "no json", "missing key", "missing audio", "nothing fits"],
+    ids=[
+        "no file",
+        "empty",
+        "no json",
+        "missing key",
+        "missing audio",
+        "nothing fits",
+        "history a text",
+        "history an object",
+        "earlier a text",
+        "earlier audio missing",
+        "earlier empty",
+        "response a number",
+    ],
 )
 def test_a_broken_manifest_says_where(tmp_path, content, words):
     wav.write(tmp_path / "a.wav", np.zeros(160, np.float32))
