@@ -132,17 +132,20 @@ class Engine:
         sampling: Sampling = GREEDY,
         forced: Several[int] = (),
         received_units: int = 0,
+        adaptor: str = "",
     ) -> Sequence:
         """Queue an answer. What is wrong with it comes as its only Output, from the next step."""
-        return self._add(Sequence(turn_id, tuple(conversation), sampling, tuple(forced), received_units, self.clock()))
+        told = tuple(conversation), sampling, tuple(forced), received_units
+        return self._add(Sequence(turn_id, *told, self.clock(), adaptor=adaptor))
 
-    def read(self, turn_id: str, conversation: Several[Utterance]) -> Sequence:
+    def read(self, turn_id: str, conversation: Several[Utterance], adaptor: str = "") -> Sequence:
         """Take in what the next question will come after, so that only the question remains to be read.
 
         Its only Output has `finish` "read". It yields to everybody who asks; nobody need wait for it before asking.
         """
         nothing = Sampling(max_new_tokens=1)  # as short as an answer can be
-        return self._add(Sequence(turn_id, tuple(conversation), nothing, arrived=self.clock(), reads_ahead=True))
+        ahead = Sequence(turn_id, tuple(conversation), nothing, arrived=self.clock(), reads_ahead=True, adaptor=adaptor)
+        return self._add(ahead)
 
     def abort(self, turn_id: str) -> None:
         """Forget a turn: the next step frees its slot, and gives nothing more of it. An unknown turn is no error."""

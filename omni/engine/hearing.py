@@ -10,12 +10,14 @@ one used least recently goes first when there is no more room. Knows nothing of 
 
 Utterances that wait together are encoded together: those of equal length as they are, those of nearly equal length with
 a mask, under which a row sees itself alone. The adaptor reads every utterance by itself, or all where all are equally
-long: there it needs no mask.
+long: there it needs no mask. All adaptors of a checkpoint share its encoder's call; who is heard by another one is
+called by another name.
 """
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -47,12 +49,18 @@ class Hearing:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def __call__(self, spoken: Mapping[bytes, np.ndarray]) -> dict[bytes, Tensor]:
-        """Utterances by key → embeddings (T, D) by key; only what is not kept is encoded."""
+    def __call__(
+        self, spoken: Mapping[bytes, np.ndarray], adaptors: Mapping[bytes, str] = MappingProxyType({})
+    ) -> dict[bytes, Tensor]:
+        """Utterances by key → embeddings (T, D) by key; only what is not kept is encoded.
+
+        `adaptors` names who hears those that the checkpoint's own does not.
+        """
         heard = {each: known for each in spoken if (known := self.recall(each)) is not None}
         mels = {each: self.omni.mel(samples) for each, samples in spoken.items() if each not in heard}
         for group in batches({each: frames.shape[-1] for each, frames in mels.items()}):
-            heard |= zip(group, self._encode([mels[each] for each in group]), strict=True)
+            named = [adaptors.get(each, "") for each in group]
+            heard |= zip(group, self._encode([mels[each] for each in group], named), strict=True)
         for each in mels:
             self._keep(each, heard[each])
         return heard
@@ -62,8 +70,8 @@ class Hearing:
         if (embeddings := self._kept.pop(key, None)) is not None:
             self.bytes -= _size(embeddings)
 
-    def _encode(self, mels: list[Tensor]) -> list[Tensor]:
-        """Mels (n_mels, F) of one call → embeddings (T, D)."""
+    def _encode(self, mels: list[Tensor], named: list[str]) -> list[Tensor]:
+        """Mels (n_mels, F) of one call, and which adaptor hears each → embeddings (T, D)."""
         omni, lengths = self.omni, [each.shape[-1] for each in mels]
         self.calls, self.rows = self.calls + 1, self.rows + len(mels)
         equal = len(set(lengths)) == 1
@@ -71,9 +79,19 @@ class Hearing:
         mask = None if equal else torch.tensor(lengths, device=omni.device)
         frames = omni.encoder(padded.to(omni.device, omni.dtype), mask)  # (B, F / 2, D)
         if equal:
-            return list(omni.adaptor(frames))
+            return self._adapt(frames, named)
         rows = [row[None, : (length + 1) // 2] for row, length in zip(frames, lengths, strict=True)]
-        return [omni.adaptor(row)[0] for row in rows]
+        return [omni.adaptor_named(name)(row)[0] for name, row in zip(named, rows, strict=True)]
+
+    def _adapt(self, frames: Tensor, named: Sequence[str]) -> list[Tensor]:
+        """Frames (B, F, D) of equal length → embeddings (T, D), all rows of one adaptor in one call."""
+        if len(set(named)) == 1:
+            return list(self.omni.adaptor_named(named[0])(frames))
+        heard: dict[int, Tensor] = {}
+        for name in set(named):
+            rows = [i for i, each in enumerate(named) if each == name]
+            heard |= zip(rows, self.omni.adaptor_named(name)(frames[rows]), strict=True)
+        return [heard[i] for i in range(len(named))]
 
     def _keep(self, key: bytes, embeddings: Tensor) -> None:
         if _size(embeddings) > self.max_bytes:
@@ -84,9 +102,9 @@ class Hearing:
             self.bytes -= _size(self._kept.popitem(last=False)[1])
 
 
-def key(samples: np.ndarray) -> bytes:
-    """What an utterance is called: a digest of its samples (S,)."""
-    return hashlib.blake2b(np.ascontiguousarray(samples).tobytes(), digest_size=16).digest()
+def key(samples: np.ndarray, adaptor: str = "") -> bytes:
+    """What an utterance is called: a digest of its samples (S,), another one for each adaptor."""
+    return hashlib.blake2b(np.ascontiguousarray(samples).tobytes(), digest_size=16, key=adaptor.encode()).digest()
 
 
 def batches(lengths: Mapping[bytes, int], together: int = FRAMES_TOGETHER) -> list[list[bytes]]:

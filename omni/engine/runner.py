@@ -19,10 +19,11 @@ from omni.engine.hearing import Hearing
 from omni.engine.prefixes import Place
 from omni.engine.projection import Projecting
 from omni.engine.scheduler import Piece
-from omni.engine.sequence import Sequence, SpeechTooLong, Spoken
+from omni.engine.sequence import Sequence, SpeechTooLong, Spoken, UnknownAdaptor
 from omni.engine.slots import Ragged, Slots
 from omni.engine.speech import Speech
 from omni.engine.stack import Stack
+from omni.model import adaptors
 from omni.model.omni import Omni
 from omni.model.prompt import SPEECH, Utterance
 
@@ -87,11 +88,15 @@ class Runner:
 
     def read(self, sequence: Sequence) -> None:
         """A new sequence: prompt ids, and how long the prompt will be. No work on the device yet."""
+        try:
+            adaptors.check(sequence.adaptor, self.omni.adaptors)
+        except adaptors.UnknownAdaptor as exc:
+            raise UnknownAdaptor(str(exc)) from exc
         said = [each.speech for each in sequence.conversation if each.speech is not None]
         if any(len(samples) > mel.N_SAMPLES for samples in said):
             raise SpeechTooLong(f"An utterance is longer than {mel.WINDOW_SECONDS} s.")
         sequence.prompt_ids = self._prompt(sequence)
-        called = [(hearing.key(samples), self.hearing.length(samples)) for samples in said]
+        called = [(hearing.key(samples, sequence.adaptor), self.hearing.length(samples)) for samples in said]
         sequence.keys, sequence.spoken = _keys(sequence.prompt_ids, called)
         sequence.prompt_length = len(sequence.keys)
         kept = {each.key: self.hearing.recall(each.key) for each in sequence.spoken}
@@ -112,7 +117,8 @@ class Runner:
 
     def hear(self, chosen: Several[tuple[Sequence, Spoken]]) -> None:
         """Encode these utterances, together where they are of nearly equal length."""
-        heard = self.hearing({spoken.key: sequence.said[spoken.key] for sequence, spoken in chosen})
+        named = {spoken.key: sequence.adaptor for sequence, spoken in chosen}
+        heard = self.hearing({spoken.key: sequence.said[spoken.key] for sequence, spoken in chosen}, named)
         for sequence, spoken in chosen:
             sequence.heard[spoken.key] = heard[spoken.key]
 

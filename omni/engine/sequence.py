@@ -3,6 +3,7 @@
 EngineError             its neighbours never notice; `code` and `message` say what was wrong
 ├── BadPrompt           the conversation fits no template
 ├── BadSampling         settings that no token can be chosen with
+├── UnknownAdaptor      the checkpoint has none of this name
 ├── SpeechTooLong       an utterance longer than the encoder's window
 ├── PromptTooLong       prompt longer than a slot
 ├── AnswerTooLong       prompt plus wanted tokens longer than a slot
@@ -33,6 +34,10 @@ class BadPrompt(EngineError):
 
 class BadSampling(EngineError):
     code = "bad_sampling"
+
+
+class UnknownAdaptor(EngineError):
+    code = "adaptor_not_found"
 
 
 class SpeechTooLong(EngineError):
@@ -95,6 +100,7 @@ class Sequence:
     received_units: int = 0
     arrived: float = 0.0
     reads_ahead: bool = False  # gives no token: its slot shall remember what the next question comes after
+    adaptor: str = ""  # that hears its speech; the checkpoint's own unless named
 
     state: State = State.WAITING
     slot: int | None = None

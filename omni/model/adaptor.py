@@ -126,3 +126,13 @@ class Tokens(nn.Module):
         x = x - self.mean
         cosines = (x @ self.table[:-1].T - (x @ self.mean)[..., None]) / self.norms
         return torch.cat((cosines, (x @ self.blank)[..., None]), dim=-1)
+
+
+def with_tokens(adaptor: dict[str, Tensor], embeddings: Tensor) -> dict[str, Tensor]:
+    """An adaptor that ships the ids of its tokens → one that holds their embeddings; others stay as they are."""
+    if "tokens.ids" not in adaptor:
+        return adaptor
+    ids, mean = adaptor.pop("tokens.ids").long(), embeddings.float().mean(0)
+    table = embeddings.float()[ids]  # the last id is silence
+    norms = (table[:-1] - mean).norm(dim=-1)
+    return adaptor | {"tokens.table": table, "tokens.norms": norms, "tokens.mean": mean}

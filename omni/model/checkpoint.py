@@ -3,24 +3,31 @@
 A checkpoint directory holds config.json, model*.safetensors (with index where sharded) and the tokenizer; the encoder
 comes from the Whisper .pt that config.json names, where that file is there (the published code loads it over the
 shards' copy), else from the shards (`model.speech_encoder.*`). Source: ictnlp/LLaMA-Omni, builder.py.
+Further adaptors lie in adaptors/ (adaptors.py).
 """
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from omni.model import adaptors
 from omni.model import config as configs
+from omni.model.adaptor import Adaptor, with_tokens
+from omni.model.adaptors import BadAdaptorName
 from omni.model.config import EncoderConfig
 from omni.model.encoder import Encoder
 from omni.model.omni import Omni
 
 ENCODER, ADAPTOR, UNIT_DECODER = "model.speech_encoder.", "model.speech_projector.", "speech_generator."
+TUNED_ENCODER = "encoder.safetensors"  # beside an adaptor: the tensors of its encoder that training changed
 WHISPER_HEAD_DIM = 64
 
 
@@ -47,6 +54,8 @@ def load(directory: str | Path, device: str = "cpu", dtype: torch.dtype = torch.
     _fill(omni.adaptor, _take(weights, ADAPTOR), "speech projector")
     _fill(omni.unit_decoder, _take(weights, UNIT_DECODER), "speech generator")
     _fill(omni.llm, {name.removeprefix("model."): weights[name] for name in weights}, "language model")
+    further = {name: _further(folder, omni) for name, folder in _find_adaptors(directory).items()}
+    omni.adaptors = {name: each.to(device, dtype).eval().requires_grad_(False) for name, each in further.items()}
     return omni.to(device, dtype).eval().requires_grad_(False)
 
 
@@ -103,6 +112,47 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
         module.load_state_dict(weights, assign=True)
     except RuntimeError as exc:
         raise CheckpointError(f"The {what} does not fit its config: {exc}") from exc
+
+
+def _find_adaptors(directory: Path) -> dict[str, Path]:
+    try:
+        return adaptors.find(directory)
+    except BadAdaptorName as exc:
+        raise CheckpointError(str(exc)) from exc
+
+
+def _further(folder: Path, omni: Omni) -> Adaptor:
+    """The adaptor in this folder, in the shape of the checkpoint's own; but it may tell other tokens apart."""
+    path, config, embeddings = folder / adaptors.FILE, omni.config, omni.llm.embed_tokens.weight
+    tensors = _whole(path)
+    ids = tensors.get("tokens.ids")
+    if ids is not None and (ids.dim() != 1 or len(ids) < 2 or not 0 <= ids.min() <= ids.max() < len(embeddings)):
+        raise CheckpointError(f"{path}: tokens.ids are not tokens of this checkpoint's LLM, and silence.")
+    if ids is not None and config.adaptor_tokens:
+        config = dataclasses.replace(config, adaptor_tokens=len(ids) - 1)
+    _check_shared(folder / TUNED_ENCODER, omni.encoder)
+    with torch.device("meta"):
+        adaptor = Adaptor(config)
+    _fill(adaptor, with_tokens(tensors, embeddings), f"adaptor in {path}")
+    return adaptor
+
+
+def _check_shared(path: Path, encoder: Encoder) -> None:
+    """The encoder that an adaptor learnt behind, as far as it was tuned, is this one."""
+    own = encoder.state_dict()
+    for name, x in _whole(path).items() if path.exists() else ():
+        if name not in own or not torch.equal(own[name].half(), x.half()):
+            raise CheckpointError(
+                f"{path}: {name} is not the checkpoint's, and all adaptors of a checkpoint share its encoder. "
+                f"Train this one with that encoder: --begin with the state it comes from, --tune-encoder 0."
+            )
+
+
+def _whole(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as exc:
+        raise CheckpointError(f"{path} is missing or no safetensors file: {exc}") from exc
 
 
 def _find_whisper(directory: Path, named: str | None) -> Path | None:

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from omni.model import checkpoint, packaged
-from omni.model.checkpoint import ADAPTOR, ENCODER, UNIT_DECODER
+from omni.model.adaptor import with_tokens
+from omni.model.checkpoint import ADAPTOR, ENCODER, TUNED_ENCODER, UNIT_DECODER
 from omni.model.encoder import Encoder
 
 SHIPPED = Path(__file__).parent / "mini_weights"
-TUNED_ENCODER = "encoder.safetensors"  # the tensors of Whisper's encoder that training changed
 
 
 def version() -> str:
@@ -63,16 +63,6 @@ def assemble(directory: Path, parts: Path, llm_file: Path, whisper_file: Path) -
     (directory / "vocoder").mkdir()
     for path in (parts / "vocoder" / "config.json", *(parts / "vocoder").glob("g_*")):
         shutil.copy(path, directory / "vocoder")
-
-
-def with_tokens(adaptor: dict[str, Tensor], embeddings: Tensor) -> dict[str, Tensor]:
-    """An adaptor that ships the ids of its tokens → one that holds their embeddings; others stay as they are."""
-    if "tokens.ids" not in adaptor:
-        return adaptor
-    ids, mean = adaptor.pop("tokens.ids").long(), embeddings.float().mean(0)
-    table = embeddings.float()[ids]  # the last id is silence
-    norms = (table[:-1] - mean).norm(dim=-1)
-    return adaptor | {"tokens.table": table, "tokens.norms": norms, "tokens.mean": mean}
 
 
 def replace(encoder: Encoder, tuned: dict[str, Tensor]) -> None:

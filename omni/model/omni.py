@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from omni.audio import mel
+from omni.model import adaptors
 from omni.model.adaptor import Adaptor
 from omni.model.config import EncoderConfig, OmniConfig
 from omni.model.ctc import Collapse
@@ -45,6 +46,7 @@ class Omni(nn.Module):
         self.prompt = Prompt(config.prompt_style, tokenizer)
         self.encoder = Encoder(encoder)
         self.adaptor = Adaptor(config)
+        self.adaptors: dict[str, Adaptor] = {}  # further ones by name, behind the same encoder
         self.llm = Llama(config.llm, config.vocab_size, config.tied_embeddings)
         self.unit_decoder = UnitDecoder(config.unit_decoder, config.llm.width, config.num_units, config.upsample)
 
@@ -61,17 +63,22 @@ class Omni(nn.Module):
         fit = mel.pad_or_trim if self.config.speech_input == "padded" else mel.pad_to_embedding
         return mel.log_mel(fit(samples).to(self.device), self.encoder.config.num_mels)
 
-    @torch.inference_mode()
-    def speech_embeddings(self, samples: np.ndarray) -> Tensor:
-        """(S,) at 16 kHz → (T, D) at 10 Hz; T is 300 in padded mode."""
-        frames = self.encoder(self.mel(samples)[None].to(self.dtype))
-        return self.adaptor(frames)[0]
+    def adaptor_named(self, name: str) -> Adaptor:
+        """A further adaptor; the checkpoint's own where the name is empty. Raises UnknownAdaptor."""
+        adaptors.check(name, self.adaptors)
+        return self.adaptors[name] if name else self.adaptor
 
     @torch.inference_mode()
-    def prompt_embeds(self, conversation: Sequence[Utterance]) -> Tensor:
+    def speech_embeddings(self, samples: np.ndarray, adaptor: str = "") -> Tensor:
+        """(S,) at 16 kHz → (T, D) at 10 Hz; T is 300 in padded mode."""
+        frames = self.encoder(self.mel(samples)[None].to(self.dtype))
+        return self.adaptor_named(adaptor)(frames)[0]
+
+    @torch.inference_mode()
+    def prompt_embeds(self, conversation: Sequence[Utterance], adaptor: str = "") -> Tensor:
         """A conversation → (P, D): token embeddings with every utterance's speech embeddings in its place."""
         ids = self.prompt(conversation)
-        spoken = [self.speech_embeddings(each.speech) for each in conversation if each.speech is not None]
+        spoken = [self.speech_embeddings(each.speech, adaptor) for each in conversation if each.speech is not None]
         return self.splice(ids, spoken)
 
     def splice(self, ids: Sequence[int], spoken: Sequence[Tensor]) -> Tensor:
@@ -90,10 +97,14 @@ class Omni(nn.Module):
         return torch.cat(parts)
 
     def answer(
-        self, conversation: Sequence[Utterance], sampling: Sampling = GREEDY, forced: Sequence[int] = ()
+        self,
+        conversation: Sequence[Utterance],
+        sampling: Sampling = GREEDY,
+        forced: Sequence[int] = (),
+        adaptor: str = "",
     ) -> Iterator[Step]:
         """Answer the conversation, a Step per token. `forced` tokens are fed instead of chosen (see recovery)."""
-        yield from self.generate(self.prompt_embeds(conversation), sampling, forced)
+        yield from self.generate(self.prompt_embeds(conversation, adaptor), sampling, forced)
 
     @torch.inference_mode()
     def generate(self, embeds: Tensor, sampling: Sampling = GREEDY, forced: Sequence[int] = ()) -> Iterator[Step]:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omni.model import checkpoint, config, mini, packaged
-from omni.model.adaptor import Adaptor
+from omni.model.adaptor import Adaptor, with_tokens
+from omni.model.checkpoint import TUNED_ENCODER
 from omni.model.encoder import Encoder
 from omni.train import keep
 
@@ -88,7 +89,7 @@ def new_adaptor(llm_width: int, encoder_width: int, context: int, blocks: str, t
 
 def load_adaptor(file: Path, embeddings: Tensor, encoder_width: int) -> Adaptor:
     """Stage 1's adaptor, in the shape that its weights have. `embeddings` are the LLM's."""
-    tensors = {name: x.float() for name, x in mini.with_tokens(load_file(file), embeddings).items()}
+    tensors = {name: x.float() for name, x in with_tokens(load_file(file), embeddings).items()}
     llm_width = tensors["linear2.weight"].shape[0]
     context = (tensors["linear1.weight"].shape[1] // (5 * encoder_width) - 1) // 2
     ups = [x for name, x in tensors.items() if name.endswith("up_proj.weight")]  # one of every block
@@ -107,14 +108,14 @@ def whisper() -> Encoder:
 def load(adaptor_file: Path, embeddings: Tensor) -> Ear:
     """What a stage 1 exported. `embeddings` are the LLM's."""
     encoder = whisper()
-    if adaptor_file.with_name(mini.TUNED_ENCODER).exists():
-        mini.replace(encoder, load_file(adaptor_file.with_name(mini.TUNED_ENCODER)))
+    if adaptor_file.with_name(TUNED_ENCODER).exists():
+        mini.replace(encoder, load_file(adaptor_file.with_name(TUNED_ENCODER)))
     return Ear(encoder, load_adaptor(adaptor_file, embeddings, encoder.config.width)).requires_grad_(False)
 
 
 def save_tuned(encoder: Encoder, folder: Path) -> None:
     """The tensors that are no longer Whisper's, fp16; no file where all are."""
-    before, path = whisper().state_dict(), folder / mini.TUNED_ENCODER
+    before, path = whisper().state_dict(), folder / TUNED_ENCODER
     tuned = {
         name: x.half().contiguous() for name, x in encoder.state_dict().items() if not torch.equal(x, before[name])
     }

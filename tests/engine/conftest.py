@@ -95,8 +95,8 @@ def run(engine: Engine) -> dict[str, Answer]:
     return answers
 
 
-def reference(omni: Omni, question: Sequence[Utterance], sampling: Sampling = GREEDY, forced=()) -> Answer:
+def reference(omni: Omni, question: Sequence[Utterance], sampling: Sampling = GREEDY, forced=(), adaptor="") -> Answer:
     """The slow, obvious path's answer."""
-    steps = list(omni.answer(question, sampling, forced))
+    steps = list(omni.answer(question, sampling, forced, adaptor))
     units = [unit for step in steps for unit in step.units]
     return Answer([step.token_id for step in steps], "".join(step.text for step in steps), units, steps[-1].finish)

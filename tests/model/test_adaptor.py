@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omni.model import config as configs
-from omni.model.adaptor import Adaptor
+from omni.model.adaptor import Adaptor, with_tokens
 from omni.model.tiny import CONFIG
 
 
@@ -87,7 +87,7 @@ def test_blocks_of_another_width_than_the_llms_are_refused():
         configs.parse(CONFIG | {"adaptor_blocks": "(2,32,4,96)"})
 
 
-def with_tokens(num_tokens: int = 30) -> Adaptor:
+def hearing_tokens(num_tokens: int = 30) -> Adaptor:
     torch.manual_seed(0)
     module = Adaptor(replace(configs.parse(CONFIG), adaptor_context=1, adaptor_tokens=num_tokens))
     tokens = module.tokens
@@ -101,7 +101,7 @@ def with_tokens(num_tokens: int = 30) -> Adaptor:
 @torch.inference_mode()
 def test_tokens_are_the_nearest_embeddings_without_blanks_and_repeats():
     """Against the obvious way: cosines with every centred embedding, collapsed one by one."""
-    module = with_tokens()
+    module = hearing_tokens()
     tokens = module.tokens
     said = [7, 7, 30, 7, 3, 30, 30, 12]  # 30 is the blank
     directions = torch.cat((tokens.table[:-1] - tokens.mean, tokens.blank[None]))
@@ -115,9 +115,17 @@ def test_tokens_are_the_nearest_embeddings_without_blanks_and_repeats():
 
 @torch.inference_mode()
 def test_tokens_of_a_ragged_batch_are_those_of_each_row_alone():
-    module, lengths = with_tokens(), [50, 5, 13, 40]
+    module, lengths = hearing_tokens(), [50, 5, 13, 40]
     frames = torch.randn(4, 50, 64)
     together = module(frames, torch.tensor(lengths))
     for row, length, own in zip(frames, lengths, together, strict=True):
         alone = module(row[None, : length // 5 * 5])[0]
         assert own[: length // 5].equal(alone)
+
+
+def test_an_adaptors_token_ids_become_the_llms_embeddings():
+    embeddings = torch.randn(10, 4)
+    adaptor = with_tokens({"linear1.bias": torch.ones(3), "tokens.ids": torch.tensor([7, 2, 5])}, embeddings)
+    assert adaptor["tokens.table"].equal(embeddings[[7, 2, 5]])
+    torch.testing.assert_close(adaptor["tokens.norms"], (embeddings[[7, 2]] - embeddings.mean(0)).norm(dim=-1))
+    assert with_tokens({"linear1.bias": torch.ones(3)}, embeddings).keys() == {"linear1.bias"}

@@ -34,11 +34,3 @@ def test_the_published_config_keeps_the_llms_shape_and_drops_the_rest():
     assert config["hidden_size"] == 576
     assert config["vocab_size"] == 49152
     assert "torch_dtype" not in config and "head_dim" not in config
-
-
-def test_an_adaptors_token_ids_become_the_llms_embeddings():
-    embeddings = torch.randn(10, 4)
-    adaptor = mini.with_tokens({"linear1.bias": torch.ones(3), "tokens.ids": torch.tensor([7, 2, 5])}, embeddings)
-    assert adaptor["tokens.table"].equal(embeddings[[7, 2, 5]])
-    torch.testing.assert_close(adaptor["tokens.norms"], (embeddings[[7, 2]] - embeddings.mean(0)).norm(dim=-1))
-    assert mini.with_tokens({"linear1.bias": torch.ones(3)}, embeddings).keys() == {"linear1.bias"}

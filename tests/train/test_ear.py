@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from tiny_ear import NUM_MELS, WIDTH, encoder
 
 from omni.model import mini
-from omni.model.checkpoint import CheckpointError
+from omni.model.checkpoint import TUNED_ENCODER, CheckpointError
 from omni.train import ear
 
 
@@ -49,14 +49,14 @@ def test_what_was_tuned_ships_beside_the_adaptor_and_comes_back(tiny, tmp_path):
     tiny([mel])[0].square().sum().backward()
     optimizer.step()
     ear.save_tuned(tiny.encoder, tmp_path)
-    tensors = load_file(tmp_path / mini.TUNED_ENCODER)
+    tensors = load_file(tmp_path / TUNED_ENCODER)
     assert tensors and all(name.startswith(("blocks.1.", "ln_post.")) for name in tensors)
     save_file({name: x.half() for name, x in tiny.adaptor.state_dict().items()}, tmp_path / "adaptor.safetensors")
     back = ear.load(tmp_path / "adaptor.safetensors", embeddings)
     torch.testing.assert_close(back([mel])[0], tiny([mel])[0], atol=0.02, rtol=0.02)
     assert not any(x.requires_grad for x in back.parameters())
     ear.save_tuned(encoder(), tmp_path)  # an untuned one leaves nothing behind
-    assert not (tmp_path / mini.TUNED_ENCODER).exists()
+    assert not (tmp_path / TUNED_ENCODER).exists()
 
 
 def test_a_frozen_encoder_gets_no_gradient(tiny):
