@@ -2,7 +2,7 @@
 
     corpus = Corpus(run / "speech", seed=0, heard=32)
     corpus.spoken_at(step)                                    # 32 utterances of like length
-    corpus.asked_at(step, 12, spoken_share=0.7)               # questions with answers, spoken or in writing
+    corpus.dialogues_at(step, 12, spoken_share=0.7)           # dialogues of as many questions, spoken or in writing
     corpus.state()                                            # what was there when; Corpus(…, state=…) goes on from it
 
 Utterances come in rounds: each takes every one that was there when it began once. Which shards were there is the only
@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from omni.train import scoring, speech
-from omni.train.instructions import Example, examples
+from omni.train.instructions import Example, examples, follow_ups
 from omni.train.scoring import Question
 
 KIND_SHARES = {"chitchat": 0.44, "factual": 0.38, "everyday": 0.08, "repeat": 0.10}
+TURNS = {1: 0.5, 2: 0.3, 3: 0.2}  # of a dialogue
+FOLLOWED = 0.7  # of the questions that a follow-up may follow are followed by one, where a dialogue goes on
 POOL = 16  # batches whose utterances are drawn, and sorted by length, together
 
 
@@ -55,9 +57,12 @@ class Corpus:
         self.folder, self.seed, self.heard = folder, seed, heard
         self.shards: list[str] = []  # in the order in which they were read
         self.spoken: list[speech.Spoken] = []
-        self.to_answer: dict[str, list[list[Asked]]] = {}
+        self.to_answer: dict[str, dict[str, list[Asked]]] = {}
         train, _ = examples(0)
-        self.written = _by_kind_and_group((each, None) for each in train if each.response)
+        self.written = _by_kind_and_group((each, None) for each in (*train, *follow_ups()[0]) if each.response)
+        self.pairs: dict[str, list[str]] = {}  # a relation → the groups that a follow-up asks of
+        for group in self.written["follow-up"]:
+            self.pairs.setdefault(_relation(group), []).append(group)
         if state is None:
             self._read(self._new())
             state = {"shards": self.shards, "rounds": [(0, len(self.spoken))], "begun": 0}
@@ -77,23 +82,46 @@ class Corpus:
             raise CorpusError(f"{self.folder} holds no speech (*.safetensors): make some with omni train data.")
         return [self.spoken[i] for i in self._groups[1][step - first]]
 
-    def asked_at(self, step: int, count: int, spoken_share: float) -> "list[Asked]":
-        """Questions by kind, then by group (so that no intent's answer becomes everyone's), then at random."""
+    def dialogues_at(self, step: int, count: int, spoken_share: float) -> "list[Dialogue]":
+        """Dialogues of about equal length that have `count` questions, or one or two more, between them."""
         self._round(step)
         draw = np.random.default_rng([self.seed, step, 1])
-        pool = [self._draw_one(draw, spoken_share) for _ in range(4 * count)]
-        pool.sort(key=lambda each: _positions(*each))
-        start = int(draw.integers(len(pool) - count + 1))
-        return pool[start : start + count]
+        pool: list[Dialogue] = []
+        while sum(map(len, pool)) < 4 * count:
+            pool.append(self._draw_dialogue(draw, spoken_share))
+        pool.sort(key=lambda dialogue: sum(_positions(*each) for each in dialogue))
+        before = np.cumsum([0, *map(len, pool)])  # questions
+        start = int(draw.integers(np.searchsorted(before, before[-1] - count, side="right")))
+        end = int(np.searchsorted(before, before[start] + count))
+        return pool[start:end]
+
+    def _draw_dialogue(self, draw: np.random.Generator, spoken_share: float) -> "Dialogue":
+        turns = int(draw.choice(list(TURNS), p=list(TURNS.values())))
+        dialogue = [self._draw_one(draw, spoken_share)]
+        while len(dialogue) < turns:
+            after = self._draw_follow_up(dialogue[-1][0], draw, spoken_share) if draw.random() < FOLLOWED else None
+            dialogue.append(after or self._draw_one(draw, spoken_share))
+        return dialogue
 
     def _draw_one(self, draw: np.random.Generator, spoken_share: float) -> "Asked":
+        """By kind, then by group (so that no intent's answer becomes everyone's), then at random."""
         kind = str(draw.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
         # What nobody has said aloud yet is asked in writing.
         spoken = kind != "repeat" and kind in self.to_answer and draw.random() < spoken_share
-        groups = (self.to_answer if spoken else self.written)[kind]
+        groups = list((self.to_answer if spoken else self.written)[kind].values())
         weights = np.sqrt([len(group) for group in groups])
         group = groups[int(draw.choice(len(groups), p=weights / weights.sum()))]
         return group[int(draw.integers(len(group)))]
+
+    def _draw_follow_up(self, example: Example, draw: np.random.Generator, spoken_share: float) -> "Asked | None":
+        """What may be asked after it: the same of another pair. None after a question that is of no relation."""
+        others = [group for group in self.pairs.get(_relation(example.group), ()) if group != example.group]
+        if example.kind not in ("factual", "follow-up") or not others:
+            return None
+        group = others[int(draw.integers(len(others)))]
+        said = self.to_answer.get("follow-up", {}).get(group, ()) if draw.random() < spoken_share else ()
+        asked = said or self.written["follow-up"][group]
+        return asked[int(draw.integers(len(asked)))]
 
     def _round(self, step: int) -> int:
         """The step at which the round began that `step` belongs to, its batches made. Looks for shards at a new one."""
@@ -137,13 +165,19 @@ class Corpus:
 
 
 Asked = tuple[Example, speech.Spoken | None]  # a question in writing, or spoken
+Dialogue = list[Asked]  # turn by turn, each with its answer
 
 
-def _by_kind_and_group(asked: Iterator[Asked]) -> dict[str, list[list[Asked]]]:
+def _by_kind_and_group(asked: Iterator[Asked]) -> dict[str, dict[str, list[Asked]]]:
     kinds: dict[str, dict[str, list[Asked]]] = {}
     for each in asked:
         kinds.setdefault(each[0].kind, {}).setdefault(each[0].group, []).append(each)
-    return {kind: list(groups.values()) for kind, groups in kinds.items()}
+    return kinds
+
+
+def _relation(group: str) -> str:
+    """ "capital/Spain" → "capital"."""
+    return group.partition("/")[0]
 
 
 def _positions(example: Example, said: speech.Spoken | None) -> float:

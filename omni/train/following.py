@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omni.train import ear
-from omni.train.answering import READ_BATCH, answer_loss, ask_heldout
+from omni.train.answering import READ_BATCH, answer_loss, ask_heldout, follow_up_in_writing
 from omni.train.ear import Ear
 from omni.train.low_rank import LowRank, load_deltas, low_rank, save_deltas
 
@@ -61,12 +61,12 @@ def train_following(run: "Run", deltas: dict[str, LowRank], rate: float, spoken_
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     run.resume(optimizer, modules)
     for step in run.each_step():
-        loss = answer_loss(run, run.corpus.asked_at(step, READ_BATCH, spoken_share), misheard)
+        loss = answer_loss(run, run.corpus.dialogues_at(step, READ_BATCH, spoken_share), misheard)
         run.step(optimizer, loss, trained, rate)
         if run.time_to_look():
             run.save(optimizer, modules)
-            run.note(**ask_heldout(run, every=2))
+            run.note(**ask_heldout(run, every=2), **follow_up_in_writing(run, every=2))
     run.save(optimizer, modules)
     export.mkdir(exist_ok=True)
     save_deltas(deltas, export / "llm_delta.safetensors", torch.bfloat16)
-    run.note(**ask_heldout(run))
+    run.note(**ask_heldout(run), **follow_up_in_writing(run))

@@ -9,7 +9,8 @@
 what the adaptor says about speech is already in the LLM's language. The encoder is frozen, as published, or its last
 blocks learn beside the adaptor (`--tune-encoder`). `read` teaches the LLM alone the short spoken
 answers, from questions in writing: half as long, so twice as fast as speech. `answer` trains both on the answers
-(next-token loss), most questions spoken, while `hear` goes on beside it. Without the first, it hardly moves
+(next-token loss), most questions spoken, while `hear` goes on beside it. Both, and `follow`, learn dialogues of up to
+three turns, some of whose questions mean nothing without the one before. Without the first, it hardly moves
 (docs/mini.md). `follow` teaches the LLM to make sense of what an adaptor hears that hands on tokens. Every phase lowers
 its rate over the minutes (or steps) it is given, saves now and then and goes on from there, and judges itself by
 held-out questions rather than by its loss. A step's batch and its noise follow from the seed and its number, and the

@@ -1,14 +1,14 @@
 """Stage 1's batches: every utterance once a round, kinds and groups evenly, and the step decides what is drawn."""
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from omni.train import speech
-from omni.train.corpus import Corpus, CorpusError
-from omni.train.instructions import Example
+from omni.train.corpus import TURNS, Corpus, CorpusError, Dialogue
+from omni.train.instructions import Example, follow_ups
 
 
 def write(folder, name: str, first: int, count: int = 8) -> None:
@@ -21,6 +21,10 @@ def write(folder, name: str, first: int, count: int = 8) -> None:
 
 def said(corpus: Corpus, steps) -> list[list[int]]:
     return [sorted(int(each.text) for each in corpus.spoken_at(step)) for step in steps]
+
+
+def instructions(dialogues: list[Dialogue]) -> list[list[str]]:
+    return [[example.instruction for example, _ in dialogue] for dialogue in dialogues]
 
 
 def everything(batches: list[list[int]]) -> list[int]:
@@ -49,12 +53,12 @@ def test_a_corpus_that_goes_on_draws_what_it_would_have_drawn(tmp_path):
     write(tmp_path, "a", 8, count=5)
     said(corpus, range(1, 5))  # 0 … 2 are the first round, 3 … 7 the second, of thirteen
     state = corpus.state()
-    whole = [(said(corpus, [step]), corpus.asked_at(step, 4, 0.5)) for step in range(5, 8)]
+    whole = [(said(corpus, [step]), corpus.dialogues_at(step, 4, 0.5)) for step in range(5, 8)]
     write(tmp_path, "c", 20)
     again = Corpus(tmp_path, seed=3, heard=3, state=state)
     for step, (spoken, asked) in enumerate(whole, start=5):
         assert said(again, [step]) == spoken
-        assert [example for example, _ in again.asked_at(step, 4, 0.5)] == [example for example, _ in asked]
+        assert instructions(again.dialogues_at(step, 4, 0.5)) == instructions(asked)
     assert len(again.spoken) == 13
     assert everything(said(again, range(8, 15))) == [*range(13), *range(20, 28)]
 
@@ -66,7 +70,7 @@ def test_seed_and_step_decide_a_batch(tmp_path):
     batches = [said(corpus, [7, 8]) for corpus in corpora]
     assert batches[0] == batches[1] != batches[2]
     assert batches[0][0] != batches[0][1]
-    asked = [[example.instruction for example, _ in corpora[0].asked_at(step, 12, 0.5)] for step in (7, 7, 8)]
+    asked = [instructions(corpora[0].dialogues_at(step, 12, 0.5)) for step in (7, 7, 8)]
     assert asked[0] == asked[1] != asked[2]
 
 
@@ -105,6 +109,30 @@ def test_batches_draw_kinds_evenly_by_group(tmp_path):
     ]
     speech.write_shard(tmp_path / "a.safetensors", many + one + rest)
     corpus = Corpus(tmp_path, seed=0, heard=32)
-    drawn = [example for step in range(20) for example, _ in corpus.asked_at(step, 20, spoken_share=1.0)]
+    dialogues = [dialogue for step in range(20) for dialogue in corpus.dialogues_at(step, 20, spoken_share=1.0)]
+    drawn = [example for dialogue in dialogues for example, _ in dialogue]
     share = sum(each.group == "one" for each in drawn) / sum(each.group in ("one", "many") for each in drawn)
     assert 0.04 < share < 0.2  # by number 0.01, by group 0.5, by the root of the number 0.09
+
+
+def test_dialogues_hold_the_questions_wanted_and_follow_ups_come_after_what_they_mean(tmp_path):
+    """Of the same relation, and of another pair: "And Spain?" after what the capital of France is."""
+    write(tmp_path, "a", 0)
+    spoken = [speech.Spoken(each, each.instruction, "v", torch.zeros(10, 8)) for each in follow_ups()[0][::3]]
+    speech.write_shard(tmp_path / "b.safetensors", spoken)
+    corpus = Corpus(tmp_path, seed=0, heard=4)
+    turns, asked_aloud = [], 0
+    for step in range(100):
+        dialogues = corpus.dialogues_at(step, 12, spoken_share=0.5)
+        assert 12 <= sum(map(len, dialogues)) < 12 + max(TURNS)
+        turns += map(len, dialogues)
+        for dialogue in dialogues:
+            assert dialogue[0][0].kind != "follow-up"
+            for (before, _), (after, said) in pairwise(dialogue):
+                if after.kind == "follow-up":
+                    assert after.group != before.group
+                    assert after.group.partition("/")[0] == before.group.partition("/")[0]
+                    asked_aloud += said is not None
+    assert asked_aloud > 0
+    for number, share in TURNS.items():
+        assert turns.count(number) / len(turns) == pytest.approx(share, abs=0.1)
