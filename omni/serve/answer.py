@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--vocoder", metavar="DIR", help="vocoder directory (default: the checkpoint's own)")
     where.add_argument("--url", help=f"ask the controller there instead; its key is read from ${API_KEY_VARIABLE}")
     how = parser.add_argument_group("how")
+    how.add_argument("--adaptor", metavar="NAME", help="of the checkpoint's adaptors/ (default: its own)")
     how.add_argument("--system", metavar="TEXT", help="written instructions before the question")
     how.add_argument("--temperature", type=float, default=Sampling.temperature, help="0 is greedy (default)")
     how.add_argument("--top-p", type=float, default=Sampling.top_p, help="default: %(default)s")
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     except (checkpoints.UnknownCheckpoint, ValueError, OSError) as exc:
         print(f"omni answer: {exc}", file=sys.stderr)
         return 2
-    options = {name: getattr(args, name) for name in ("system", "temperature", "top_p", "top_k", "seed")}
+    options = {name: getattr(args, name) for name in ("system", "adaptor", "temperature", "top_p", "top_k", "seed")}
     options["max_new_tokens"] = args.max_new_tokens
     failures = 0
     with answerer:
@@ -131,20 +132,20 @@ class Here:
             yield Failed(exc.code, str(exc), 400)
             return
         options = dict(options)
-        system = options.pop("system")
+        system, adaptor = options.pop("system"), options.pop("adaptor", None) or ""
         conversation = [Utterance("system", text=system)] if system else []
         conversation.append(Utterance("user", speech=samples))
         try:
-            yield from self._answer(conversation, ModelSampling(**options), started)
+            yield from self._answer(conversation, ModelSampling(**options), adaptor, started)
         except EngineError as exc:
             yield Failed("engine_error", str(exc), 400)
         finally:
             self._engine.abort(TURN)
 
-    def _answer(self, conversation: list, sampling: Any, started: float) -> Generator[Event]:
+    def _answer(self, conversation: list, sampling: Any, adaptor: str, started: float) -> Generator[Event]:
         planner = chunks.planner(self._vocoder.config)
         text, num_tokens, num_samples, finish = "", 0, 0, None
-        self._engine.add(TURN, conversation, sampling)
+        self._engine.add(TURN, conversation, sampling, adaptor=adaptor)
         while finish is None:
             for output in self._engine.step():
                 if output.error is not None:

@@ -45,6 +45,7 @@ class Answering:
         room: Callable[[], Awaitable[None]],
         bytes_in: int = 0,
         prefer: str = "",
+        adaptor: str = "",
     ) -> None:
         self.asker = Asker()
         self.asker.bytes_in = bytes_in
@@ -57,7 +58,8 @@ class Answering:
         self._listener, self._registry, self._room = listener, registry, room
         self._reader_deadline = config.client_deadline
         self._released, self._reported = asyncio.Event(), asyncio.Event()
-        answer = self.live.answer(messages, sampling, audio=spoken, config=config, prefer=prefer)
+        told = {"prefer": prefer, "adaptor": adaptor}
+        answer = self.live.answer(messages, sampling, audio=spoken, config=config, **told)
         self._task = asyncio.create_task(self._run(answer), name=f"answer {self.live.turn_id}")
 
     def release(self) -> None:

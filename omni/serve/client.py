@@ -30,7 +30,8 @@ class Client:
         self._http = httpx.Client(**_settings(url, api_key, timeout))
 
     def turn(self, audio: bytes, *, content_type: str = "", **options: Any) -> Generator[Event]:
-        """Ask. Options are those of /v1/turns: model, system, temperature, top_p, top_k, max_new_tokens, seed."""
+        """Ask. Options are those of /v1/turns: model, system, adaptor, temperature, top_p, top_k, max_new_tokens,
+        seed."""
         answer = _Answer()
         try:
             with self._http.stream("POST", "/v1/turns", **_question(audio, content_type, options)) as response:

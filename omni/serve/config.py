@@ -6,9 +6,11 @@ The controller reads it back from a file (`ServeConfig.read`); workers get it pi
 import json
 import re
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 from omni.checkpoints import Checkpoint, resolve
+from omni.model import adaptors
 
 API_KEY_VARIABLE = "OMNI_API_KEY"  # in the environment: a key is never an argument, in a file, or in a log
 STORE_PASSWORD_VARIABLE = "OMNI_STORE_PASSWORD"  # of a Redis store, likewise
@@ -144,6 +146,11 @@ class ServeConfig:
         for name in ("model_dtype", "vocoder_dtype"):
             _need(name, getattr(self, name) in DTYPES, f"must be one of {DTYPES}", self)
 
+    @property
+    def adaptors(self) -> tuple[str, ...]:
+        """The checkpoint's further adaptors, of which a session may choose one; read once. Raises ConfigError."""
+        return _adaptors(self.model)
+
     def here(self) -> Checkpoint:
         """The checkpoint on this machine, which may be another than the one that made this value."""
         own_vocoder = Path(self.vocoder) == Path(self.model) / "vocoder"
@@ -160,6 +167,14 @@ class ServeConfig:
         if unknown:
             raise ConfigError(f"{path}: unknown settings {', '.join(sorted(unknown))}.")
         return cls(**content)
+
+
+@lru_cache
+def _adaptors(model: str) -> tuple[str, ...]:
+    try:
+        return tuple(adaptors.find(model))
+    except adaptors.BadAdaptorName as exc:
+        raise ConfigError(str(exc)) from exc
 
 
 def _need(name: str, holds: bool, rule: str, config: ServeConfig) -> None:

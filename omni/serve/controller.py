@@ -53,6 +53,8 @@ def make_app(
     config: ServeConfig, cluster: Cluster, *, api_key: str | None = None, store: Store | None = None
 ) -> FastAPI:
     """The routes over this cluster. With an api_key, every route but the probes asks for it as a bearer token."""
+    if config.adaptors:
+        logger.info("sessions may choose an adaptor: %s", ", ".join(config.adaptors))
     metrics = Metrics()
     registry = Registry(config, cluster, metrics)
     if store is None:
@@ -207,6 +209,7 @@ def _add_state(app: FastAPI, registry: Registry) -> None:
     async def cluster() -> dict[str, Any]:
         own = {"version": __version__, "model": registry.config.model_name, "live_turns": len(registry.live)}
         own |= {"max_turns": registry.config.max_turns, "draining": registry.draining}
+        own["adaptors"] = list(registry.config.adaptors)
         return {"controller": own} | await registry.cluster.describe()
 
     @app.get("/metrics")
@@ -236,7 +239,8 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _model(config: ServeConfig, started: int) -> dict[str, Any]:
-    return {"id": config.model_name, "object": "model", "created": started, "owned_by": "omni"}
+    about = {"id": config.model_name, "object": "model", "created": started, "owned_by": "omni"}
+    return about | {"adaptors": list(config.adaptors)}
 
 
 def _body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:

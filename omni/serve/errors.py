@@ -2,7 +2,8 @@
 
     OmniError
     ├── BadRequest            400  the request cannot be understood (param names the field)
-    │   └── BadAudio          400  the upload is no audio we can answer (code says why)
+    │   ├── BadAudio          400  the upload is no audio we can answer (code says why)
+    │   └── UnknownAdaptor    404  the checkpoint has none of this name; the message lists those it has
     ├── Unauthorized          401  the key is missing or wrong
     ├── Forbidden             403  a page of an origin that may not connect
     ├── UploadTooSlow         408  the question did not arrive in time
@@ -52,6 +53,10 @@ class BadRequest(OmniError):
 
 class BadAudio(BadRequest):
     code = "bad_audio"
+
+
+class UnknownAdaptor(BadRequest):
+    status, code = 404, "adaptor_not_found"
 
 
 class Unauthorized(OmniError):

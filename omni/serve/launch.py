@@ -153,7 +153,9 @@ def make_config(args: argparse.Namespace) -> ServeConfig:
         given["store"] = str(Path(args.store).absolute())  # the controller may run elsewhere
     if args.no_web:
         given["web_port"] = None
-    return ServeConfig(**given)
+    config = ServeConfig(**given)
+    _ = config.adaptors  # a folder of theirs that cannot be served is told now
+    return config
 
 
 def check_ports(args: argparse.Namespace) -> None:

@@ -137,6 +137,7 @@ class ChatRequest(BaseModel):
     seed: int | None = Field(None, gt=-SEED_LIMIT, lt=SEED_LIMIT)
     n: Literal[1] | None = 1
     prompt_cache_key: str | None = Field(None, description="Keeps a conversation's turns with one worker.")
+    adaptor: str | None = Field(None, description="Ours. Who hears what is spoken: see /v1/models.")
 
     @property
     def wants_audio(self) -> bool:
@@ -192,10 +193,11 @@ class OpenAIApi(Surface):
         request = await self.uploads.in_thread(parse, body)
         del body
         self.check_model(request.model)
+        adaptor = self.adaptor(request.adaptor)
         sampling = request.sampling(self.config.max_new_tokens)
         conversation = await self._conversation(request)
         session = self.session_of(exchange, request.prompt_cache_key)
-        answer = live.answer(conversation, sampling, audio=request.wants_audio, session=session)
+        answer = live.answer(conversation, sampling, audio=request.wants_audio, session=session, adaptor=adaptor)
         async with aclosing(answer) as events:
             if request.stream:
                 await self._stream(exchange, live, request, events)

@@ -43,6 +43,7 @@ class TurnRequest:
     forced_tokens: tuple[int, ...] = ()
     received_units: int = 0
     prefer: str = ""  # the model worker that answered this session before: it has its keys and values
+    adaptor: str = ""  # that hears this session's speech; the checkpoint's own unless named
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class ReadRequest:
     turn_id: str
     messages: tuple[Message, ...]
     prefer: str = ""  # as in TurnRequest
+    adaptor: str = ""  # likewise
 
 
 @dataclass(frozen=True)

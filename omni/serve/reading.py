@@ -21,9 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class Reading:
-    def __init__(self, cluster: Cluster, messages: Sequence[Message], prefer: str, seconds: float) -> None:
+    def __init__(
+        self, cluster: Cluster, messages: Sequence[Message], prefer: str, seconds: float, adaptor: str = ""
+    ) -> None:
         self._worker = prefer
-        request = ReadRequest(uuid.uuid4().hex, tuple(messages), prefer)
+        request = ReadRequest(uuid.uuid4().hex, tuple(messages), prefer, adaptor)
         self._task = asyncio.create_task(self._run(cluster, request, seconds), name=f"reading {request.turn_id}")
 
     def stop(self) -> str:

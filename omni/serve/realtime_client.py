@@ -137,12 +137,18 @@ LiveEvent = Heard | SpeechStarted | Started | Words | Sound | Answered | Resumed
 
 @contextlib.asynccontextmanager
 async def connect_realtime(
-    url: str, api_key: str | None = None, *, settings: dict[str, Any] | None = None, attempts: int = ATTEMPTS
+    url: str,
+    api_key: str | None = None,
+    *,
+    settings: dict[str, Any] | None = None,
+    adaptor: str | None = None,
+    attempts: int = ATTEMPTS,
 ) -> AsyncIterator["RealtimeSession"]:
     """A conversation with the controller at `url` ("http://127.0.0.1:8000"), by push-to-talk unless `settings` (fields
-    of docs/protocol.md's session) switch turn detection on. A full or restarting controller is asked `attempts` times,
-    after longer and longer waits. Raises RealtimeError."""
-    session = RealtimeSession(url, api_key, settings or {}, attempts)
+    of docs/protocol.md's session) switch turn detection on, heard by an `adaptor` of the checkpoint's if one is named.
+    A full or restarting controller is asked `attempts` times, after longer and longer waits. Raises RealtimeError."""
+    chosen = {"omni": {"adaptor": adaptor}} if adaptor else {}
+    session = RealtimeSession(url, api_key, _merged(settings or {}, chosen), attempts)
     try:
         await session.open()
         yield session

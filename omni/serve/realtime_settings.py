@@ -17,7 +17,7 @@ from omni.serve import turn_taking
 from omni.serve.config import ServeConfig
 from omni.serve.errors import BadRequest
 from omni.serve.protocol import Sampling
-from omni.serve.surface import invalid
+from omni.serve.surface import check_adaptor, invalid
 from omni.serve.turns_api import SEED_LIMIT
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -95,6 +95,7 @@ class Ours(BaseModel):
     chunk: int | None = Field(default=None, ge=1, le=1000)
     binary_audio: bool = False
     speech_ms: int | None = Field(default=None, ge=0, le=1000)
+    adaptor: str | None = None
 
 
 class Settings(BaseModel):
@@ -154,6 +155,7 @@ class Settings(BaseModel):
                 code="model_not_found",
                 param="session.model",
             )
+        check_adaptor(self.omni.adaptor, config, "session.omni.adaptor")
         if len(self.instructions) > config.max_text_chars:
             raise BadRequest(
                 f"session.instructions has more than {config.max_text_chars} characters.",
@@ -195,6 +197,10 @@ class Settings(BaseModel):
         return voice if isinstance(voice, str) else str(voice.get("id", "default"))
 
     @property
+    def adaptor(self) -> str:
+        return self.omni.adaptor or ""
+
+    @property
     def turn_detection(self) -> ServerVad | None:
         return self.audio.input.turn_detection
 
@@ -224,6 +230,7 @@ class Settings(BaseModel):
         first, largest = self.chunks(config)
         speech_ms = config.speech_ms if self.omni.speech_ms is None else self.omni.speech_ms
         shown["omni"] |= {"first_chunk": first, "chunk": largest, "speech_ms": speech_ms, "model_rate": SAMPLE_RATE}
+        shown["omni"]["adaptors"] = list(config.adaptors)
         none: dict[str, Any] = {"tools": [], "tool_choice": "auto", "tracing": None, "prompt": None, "include": None}
         return shown | none | {"truncation": "auto"}
 

@@ -76,11 +76,13 @@ class LiveTurn:
         config: ServeConfig | None = None,
         prefer: str = "",
         session: str = "",
+        adaptor: str = "",
     ) -> AsyncGenerator[TextDelta | AudioDelta | Done, None]:
         """The turn's events; the last one is Done. Anything else that ends it is raised.
 
         `config` is the registry's, changed for this answer: other chunks, other deadlines. `prefer`
         is the worker that answered the session before; where that is not known, `session` is the client's name for it.
+        `adaptor` hears the questions, the checkpoint's own unless named.
         """
         registry = self._registry
         registry.admit()  # much may have changed while the question was on its way
@@ -96,6 +98,7 @@ class LiveTurn:
             audio=audio,
             turn_id=self.turn_id,
             prefer=prefer or registry.affinity.find(session),
+            adaptor=adaptor,
         )
         events = self.turn.run()
         try:

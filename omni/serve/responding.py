@@ -138,7 +138,8 @@ class Responding:
             return
         self._end_reading()
         messages, deadline = self._messages(self.settings), self.config.queue_deadline
-        self._reading = Reading(self.registry.cluster, messages, self.session.worker, deadline)
+        adaptor = self.settings.adaptor
+        self._reading = Reading(self.registry.cluster, messages, self.session.worker, deadline, adaptor)
         self._readings.add(self._reading)
         self._reading.when_ended(self._readings.discard)
 
@@ -231,6 +232,7 @@ class Responding:
             room=self._saying.room,
             bytes_in=bytes_in,
             prefer=self._end_reading(),
+            adaptor=settings.adaptor,
         )
         self._running.add(answering)
         answering.when_ended(self._running.discard)

@@ -38,7 +38,8 @@ def table(state: dict[str, Any]) -> str:
     """The whole state in a few lines."""
     own, wanted = state["controller"], state["wanted"]
     workers = sorted(state["workers"], key=lambda each: (each["kind"], each["id"]))
-    lines = [f"model {own['model']} · {own['live_turns']} of {own['max_turns']} turns" + _draining(own), ""]
+    model = f"model {own['model']}{_adaptors(own)}"
+    lines = [f"{model} · {own['live_turns']} of {own['max_turns']} turns" + _draining(own), ""]
     rows = [COLUMNS, *(tuple(_cell(worker.get(name)) for name in COLUMNS) for worker in workers)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -47,6 +48,10 @@ def table(state: dict[str, Any]) -> str:
         if serving < number:
             lines.append(f"{number - serving} of {number} {kind} workers are not there (yet)")
     return "\n".join(lines)
+
+
+def _adaptors(own: dict[str, Any]) -> str:
+    return f" with {', '.join(own['adaptors'])}" if own.get("adaptors") else ""
 
 
 def _draining(own: dict[str, Any]) -> str:

@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from omni.model import adaptors
 from omni.serve.affinity import MAX_KEY
-from omni.serve.errors import BadRequest, Cancelled, OmniError, UnknownModel, UploadTooSlow
+from omni.serve.config import ServeConfig
+from omni.serve.errors import BadRequest, Cancelled, OmniError, UnknownAdaptor, UnknownModel, UploadTooSlow
 from omni.serve.exchange import Exchange
 from omni.serve.protocol import Failed
 from omni.serve.registry import LiveTurn, Registry, failure, retry_after_header
@@ -52,6 +54,11 @@ class Surface:
         if name is not None and name != self.config.model_name:
             ours = self.config.model_name
             raise UnknownModel(f"There is no model {name[:100]!r} here. Select {ours!r}.", param="model")
+
+    def adaptor(self, name: str | None) -> str:
+        """The one that was asked for; "" is the checkpoint's own."""
+        check_adaptor(name, self.config)
+        return name or ""
 
     def session_of(self, exchange: Exchange, named: str | None = None) -> str:
         """The client's own name for its conversation, so that one worker gets all of it; "" where it gives none."""
@@ -98,6 +105,13 @@ class _Answering(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._surface.serve(scope, receive, send)
+
+
+def check_adaptor(name: str | None, config: ServeConfig, param: str = "adaptor") -> None:
+    try:
+        adaptors.check(name or "", config.adaptors)
+    except adaptors.UnknownAdaptor as exc:
+        raise UnknownAdaptor(str(exc), param=param) from exc
 
 
 def error_body(failed: Failed, param: str | None = None) -> bytes:

@@ -14,7 +14,7 @@ import torch
 
 from omni.audio.wav import from_pcm16
 from omni.engine.engine import Engine, EngineConfig
-from omni.engine.sequence import EngineError, NotFinite, Output, RowFailed, Sequence
+from omni.engine.sequence import EngineError, NotFinite, Output, RowFailed, Sequence, UnknownAdaptor
 from omni.model import checkpoint
 from omni.model.prompt import Utterance
 from omni.model.sampling import Sampling
@@ -68,10 +68,12 @@ class Thinking:
         own = request.sampling
         sampling = Sampling(own.temperature, own.top_p, own.top_k, own.max_new_tokens, own.seed)
         conversation = [_utterance(message) for message in request.messages]
-        return self.engine.add(key(request), conversation, sampling, request.forced_tokens, request.received_units)
+        received = request.forced_tokens, request.received_units
+        return self.engine.add(key(request), conversation, sampling, *received, request.adaptor)
 
     def read(self, request: ReadRequest) -> Sequence:
-        return self.engine.read(request.turn_id, [_utterance(message) for message in request.messages])
+        conversation = [_utterance(message) for message in request.messages]
+        return self.engine.read(request.turn_id, conversation, request.adaptor)
 
     def abort(self, name: str) -> None:
         self.engine.abort(name)
@@ -100,6 +102,8 @@ def key(request: TurnRequest) -> str:
 
 def as_wire_error(error: EngineError) -> errors.OmniError:
     """The engine's verdict on one sequence → what the client is told."""
+    if isinstance(error, UnknownAdaptor):  # another machine's copy of the checkpoint has it
+        return errors.UnknownAdaptor(str(error), param="adaptor")
     kind = errors.Internal if isinstance(error, NotFinite | RowFailed) else errors.BadRequest
     return kind(str(error), code=error.code)
 

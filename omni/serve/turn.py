@@ -61,13 +61,20 @@ class Ledger:
     """All that was received of one answer: enough to judge the next message, and to go on at another worker."""
 
     def __init__(
-        self, turn_id: str, messages: Iterable[Message], sampling: Sampling, num_units: int, worker: str = ""
+        self,
+        turn_id: str,
+        messages: Iterable[Message],
+        sampling: Sampling,
+        num_units: int,
+        worker: str = "",
+        adaptor: str = "",
     ) -> None:
         self.turn_id = turn_id
         self.messages = tuple(messages)
         self.sampling = sampling
         self.epoch = 0
         self.worker = worker  # who answers, or before that, who should
+        self.adaptor = adaptor
         self.tokens: list[int] = []
         self.ends: list[tuple[int, int]] = []  # of each token: units and characters of the answer up to its end
         self.text = ""
@@ -80,10 +87,9 @@ class Ledger:
 
     def request(self) -> TurnRequest:
         """What to ask a model worker now: the whole answer, or its rest."""
-        forced = tuple(self.tokens)
-        return TurnRequest(
-            self.turn_id, self.epoch, self.messages, self.sampling, forced, self.units_received, self.worker
-        )
+        received = tuple(self.tokens), self.units_received
+        asked = self.turn_id, self.epoch, self.messages, self.sampling
+        return TurnRequest(*asked, *received, self.worker, self.adaptor)
 
     def raise_epoch(self) -> None:
         """From now on, everything under way is late."""
@@ -132,10 +138,11 @@ class Turn:
         audio: bool = True,
         turn_id: str | None = None,
         prefer: str = "",
+        adaptor: str = "",
     ) -> None:
         self.id = turn_id or uuid.uuid4().hex
         voice = VoiceShape.read(config.vocoder)
-        self.ledger = Ledger(self.id, messages, sampling, voice.num_units, prefer)
+        self.ledger = Ledger(self.id, messages, sampling, voice.num_units, prefer, adaptor)
         self.recoveries = 0
         self.outcome: Done | Failed | None = None
         self._cluster = cluster

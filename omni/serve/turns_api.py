@@ -28,6 +28,7 @@ class TurnOptions(BaseModel):
 
     model: str | None = None
     system: str | None = Field(None, description="Written instructions before the question.")
+    adaptor: str | None = Field(None, description="Who hears the question: see /v1/models.")
     temperature: float = Field(Sampling.temperature, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(Sampling.top_p, gt=0, le=1)
     top_k: int = Field(Sampling.top_k, ge=0, le=1000, description="0 switches it off.")
@@ -51,12 +52,13 @@ class TurnsApi(Surface):
         encode, media_type = _encoding(exchange)
         options = self._options(exchange)
         self.check_model(options.model)
-        sampling = options.sampling(self.config.max_new_tokens)
+        adaptor, sampling = self.adaptor(options.adaptor), options.sampling(self.config.max_new_tokens)
         body = await self.read(exchange, live, self.config.max_upload_bytes)
         pcm16 = await self.uploads.decode(body, exchange.headers.get("content-type", ""))
         messages = [Message("system", text=options.system)] if options.system else []
         messages.append(Message("user", pcm16=pcm16))
-        async with aclosing(live.answer(messages, sampling, session=self.session_of(exchange))) as answer:
+        asked = live.answer(messages, sampling, session=self.session_of(exchange), adaptor=adaptor)
+        async with aclosing(asked) as answer:
             event: TextDelta | AudioDelta | Done = await anext(answer)  # until here an error has an HTTP status
             headers = {"content-type": media_type, "x-request-id": live.turn_id, **NO_STORE}
             await exchange.start(200, headers)
