@@ -9,9 +9,9 @@
 what the adaptor says about speech is already in the LLM's language. The encoder is frozen, as published, or its last
 blocks learn beside the adaptor (`--tune-encoder`). `read` teaches the LLM alone the short spoken
 answers, from questions in writing: half as long, so twice as fast as speech. `answer` trains both on the answers
-(next-token loss), most questions spoken, while `hear` goes on beside it. Both, and `follow`, learn dialogues of up to
-three turns, some of whose questions mean nothing without the one before. Without the first, it hardly moves
-(docs/mini.md). `follow` teaches the LLM to make sense of what an adaptor hears that hands on tokens. Every phase lowers
+(next-token loss), most questions spoken, while `hear` goes on beside it. Without the first, it hardly moves
+(docs/mini.md). `follow` teaches the LLM to make sense of what an adaptor hears that hands on tokens. All but `hear`
+learn dialogues of up to three turns, some of whose questions mean nothing without the one before. Every phase lowers
 its rate over the minutes (or steps) it is given, saves now and then and goes on from there, and judges itself by
 held-out questions rather than by its loss. A step's batch and its noise follow from the seed and its number, and the
 shards that were there (corpus.py): a run of so many steps that was killed ends where an undisturbed one does. What
@@ -62,6 +62,10 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTra
     # Eager attention: at these lengths its backward is a quarter faster on a CPU.
     llm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return llm.requires_grad_(False), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+class StateError(ValueError):
+    """A state of training does not fit what is asked for."""
 
 
 @dataclass
@@ -165,6 +169,11 @@ class Run:
             assert not unknown.unexpected_keys, unknown
             assert all(".layers." in name for name in unknown.missing_keys), unknown  # an adaptor may get blocks later
             known = state["optimizer"]["param_groups"]
+            if len(known) != len(optimizer.param_groups):
+                raise StateError(
+                    f"{path} was begun with another --tune-encoder. Go on as it was begun, or begin with its weights "
+                    f"in another folder: --output FOLDER --begin {path}"
+                )
             for group, saved in zip(optimizer.param_groups, known, strict=True):  # new parameters have no moments yet
                 new = len(group["params"]) - len(saved["params"])
                 taken = max(i for each in known for i in each["params"])
@@ -237,7 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     try:
         train(args)
-    except (CorpusError, ShardError) as exc:
+    except (CorpusError, ShardError, StateError) as exc:
         print(f"omni train stage1: {exc}", file=sys.stderr)
         return 2
     return 0
@@ -245,6 +254,8 @@ def main(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
+    if args.begin and not args.begin.is_file():
+        raise StateError(f"{args.begin} does not exist; --begin names the stage1-hear.pt of another run.")
     corpus = open_corpus(args.speech or args.output / "speech", args.seed, state_of(args.output, args.phase))
     llm, tokenizer = load_llm(args.output / "llm", torch.bfloat16)
     deltas = add_deltas(llm, args.rank) if args.phase != "hear" else {}

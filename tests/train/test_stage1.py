@@ -133,3 +133,11 @@ def test_a_shard_that_is_gone_is_named(folder, monkeypatch, capsys):
     (folder / "speech" / "a.safetensors").unlink()
     assert run(monkeypatch, folder, "out", "hear", "--steps", "2") == 2
     assert "a.safetensors is gone" in capsys.readouterr().err
+
+
+def test_a_state_that_does_not_fit_is_named(folder, monkeypatch, capsys):
+    assert run(monkeypatch, folder, "new", "hear", "--steps", "1", "--begin", str(folder / "gone.pt")) == 2
+    assert "gone.pt does not exist" in capsys.readouterr().err
+    assert run(monkeypatch, folder, "new", "hear", "--steps", "1") == 0
+    assert run(monkeypatch, folder, "new", "hear", "--steps", "2", "--tune-encoder", "1") == 2
+    assert "was begun with another --tune-encoder" in capsys.readouterr().err
