@@ -45,6 +45,7 @@ from omni.train.talker import MAX_TOKENS, Talker
 logger = logging.getLogger(__name__)
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
+DIALOGUES = HELDOUT.with_name("dialogues.jsonl")
 TIMED = 12  # questions that are asked once more for every Ω, unless told otherwise
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SOUND_FILES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".webm")
@@ -173,7 +174,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocoder", metavar="DIR", help="another vocoder than the checkpoint's own")
     parser.add_argument("--against", metavar="MODEL", help="another checkpoint, asked the same and shown beside it")
     parser.add_argument("--against-vocoder", metavar="DIR", help="another vocoder than that checkpoint's own")
-    parser.add_argument("--manifest", type=Path, default=HELDOUT, help="questions, one JSON object a line")
+    parser.add_argument("--manifest", type=_manifest, default=HELDOUT, help="questions, one JSON object a line; or "
+                        "dialogues: the held-out ones that ship (default: the held-out questions)")  # fmt: skip
     parser.add_argument("--given-history", action="store_true", help="in dialogues, let the answers before the last "
                         "be those of the manifest, where it has them, and not the checkpoint's own")  # fmt: skip
     parser.add_argument("--on-bad", choices=manifest.ON_BAD, default="refuse", help="bad rows (default: %(default)s)")
@@ -205,6 +207,10 @@ def omegas(text: str) -> tuple[float, ...]:
     if min(found) < 1:
         raise ValueError("a chunk holds at least one unit")
     return found
+
+
+def _manifest(named: str) -> Path:
+    return DIALOGUES if named == "dialogues" else Path(named)
 
 
 def main(args: argparse.Namespace) -> int:
