@@ -56,7 +56,7 @@ def spoken(
     left = count
     for path in sorted(folder.glob("*.safetensors")):
         for said in speech.read_shard(path):
-            if not said.example.response:
+            if not said.example.response or said.example.kind == "follow-up":  # which means nothing alone
                 continue
             if left == 0:
                 return

@@ -14,6 +14,9 @@ from omni.train.base_llm import write_tiny
 from omni.train.instructions import Example
 
 
+SPOKEN = [("Say", "chitchat"), ("", "trivia"), ("Say", "factual"), ("Say", "follow-up")]  # the last is not asked alone
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ear, "whisper", encoder)
@@ -21,8 +24,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "speech").mkdir()
     torch.manual_seed(0)
     said = [
-        speech.Spoken(Example(f"Ask {i}", response, "chitchat", "g"), f"Ask {i}", "v", torch.randn(80, NUM_MELS).half())
-        for i, response in enumerate(["Say", "", "Say"])
+        speech.Spoken(Example(f"Ask {i}", response, kind, "g"), f"Ask {i}", "v", torch.randn(80, NUM_MELS).half())
+        for i, (response, kind) in enumerate(SPOKEN)
     ]
     speech.write_shard(tmp_path / "speech" / "a.safetensors", said)
     adaptor = ear.new_adaptor(64, WIDTH, 0, "")
