@@ -13,7 +13,6 @@ from omni.train import ear, own_answers, speech
 from omni.train.base_llm import write_tiny
 from omni.train.instructions import Example
 
-
 SPOKEN = [("Say", "chitchat"), ("", "trivia"), ("Say", "factual"), ("Say", "follow-up")]  # the last is not asked alone
 
 
