@@ -1,7 +1,7 @@
 #!/bin/sh
 # The mini checkpoint from texts to what ships: ./recipes/mini.sh [RUN_FOLDER]
 #
-# On two CPU cores about seven hours; docs/mini.md has the figures. Every step goes on where it was stopped, so the
+# On two CPU cores about eight hours; docs/mini.md has the figures. Every step goes on where it was stopped, so the
 # script may be run again at any time. What ships appears in RUN_FOLDER/export.
 set -eu
 run=${1:-runs/mini}
@@ -42,13 +42,13 @@ omni train source-filter --voice "$run/voice" --output "$run/export/vocoder" --m
 
 # Speaking: the unit decoder learns from what the LLM thinks while it answers, most of all while it answers by itself.
 omni train own --output "$run" --delta "$run/export/llm_delta.safetensors" --adaptor "$run/export/adaptor.safetensors" \
-    --count 3000 --repeats 4600
+    --count 5000 --repeats 9000
 cat "$run/answers.jsonl" "$run/own.jsonl" "$run/repeats.jsonl" > "$run/to-speak.jsonl"
 omni train voice --answers "$run/to-speak.jsonl" --voice "$run/spoken" --units "$run/voice/units.safetensors" \
-    --sentences 9000
+    --sentences 13000
 omni train stage2 states --answers "$run/to-speak.jsonl" --voice "$run/spoken" --per-answer 2 --repeat-share 0.9 \
     --delta "$run/export/llm_delta.safetensors" --output "$run/states" \
     --speech "$run/speech" --adaptor "$run/export/adaptor.safetensors"
 omni train stage2 train --states "$run/states" --voice "$run/spoken" --output "$run/stage2" --agreed 0.3 \
-    --answer-weight 4 --rate 1.6e-3 --minutes 37 --aligned-minutes 22
+    --answer-weight 4 --rate 1.6e-3 --minutes 80 --aligned-minutes 30
 cp "$run/stage2/unit_decoder.safetensors" "$run/export/"

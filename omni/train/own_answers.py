@@ -5,7 +5,8 @@
 Half of the questions are written ones that were only heard so far (data/heard.txt), half are spoken and reach the LLM
 as the adaptor might mishear them. The answers are often wrong; that does not matter for how they sound. Lines of
 RUN/own.jsonl: instruction, response, kind "own", and the prompt's ids, so that the states can be computed later.
-Sentences to repeat, more than answers.jsonl has, come beside them in RUN/repeats.jsonl: words in other surroundings.
+Sentences to repeat, more than answers.jsonl has, come beside them in RUN/repeats.jsonl: words in other surroundings,
+rare ones among them.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omni.model.prompt import SPEECH, Prompt, Utterance
-from omni.train import keep, speech
+from omni.train import keep, speech, surroundings
 from omni.train.answering import generate
 from omni.train.ear import Ear, load
 from omni.train.following import SHARPNESS, Misheard
@@ -67,11 +69,13 @@ def spoken(
 
 
 def repeats(count: int, seed: int) -> list[dict]:
-    """Questions that were only heard so far, as sentences to say again."""
+    """Sentences to say again: questions that were only heard so far, and a third that say every word alike."""
     draw = random.Random(seed)
+    rare = list(islice(surroundings.make(seed, surroundings.every_word(()), surroundings.SWAPPED_RARE), count // 3))
     texts = [each.instruction for each in heard() if 3 <= len(each.instruction.split()) <= REPEATED]
     draw.shuffle(texts)
-    return [{"instruction": draw.choice(REQUESTS) + text, "response": text, "kind": "repeat"} for text in texts[:count]]
+    chosen = [*rare, *texts[: count - len(rare)]]
+    return [{"instruction": draw.choice(REQUESTS) + text, "response": text, "kind": "repeat"} for text in chosen]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
