@@ -49,9 +49,10 @@ class HollowEngine:
         return max(0, len(self._turns) - self._slots)
 
     def add(
-        self, turn_id: str, conversation: Any, sampling: Any, forced: Sequence[int], received_units: int
+        self, turn_id: str, conversation: Any, sampling: Any, forced: Sequence[int], received_units: int, adaptor: str
     ) -> engine.Sequence:
-        added = engine.Sequence(turn_id, tuple(conversation), sampling, tuple(forced), received_units)
+        told = tuple(conversation), sampling, tuple(forced), received_units
+        added = engine.Sequence(turn_id, *told, adaptor=adaptor)
         added.prompt_length = 1
         with self._lock:
             self._turns[turn_id] = added, {"arrived": time.monotonic()}
