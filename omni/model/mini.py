@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from omni.model import checkpoint, packaged
+from omni.model import adaptors, checkpoint, packaged
 from omni.model.adaptor import with_tokens
 from omni.model.checkpoint import ADAPTOR, ENCODER, TUNED_ENCODER, UNIT_DECODER
 from omni.model.encoder import Encoder
@@ -40,7 +40,7 @@ def write(directory: Path) -> None:
 def assemble(directory: Path, parts: Path, llm_file: Path, whisper_file: Path) -> None:
     """Trained parts (as mini_weights/ holds them), an LLM (a folder or .gguf) and a Whisper .pt → a checkpoint.
 
-    A LLM that was not tuned has no llm_delta.safetensors.
+    A LLM that was not tuned has no llm_delta.safetensors. Further adaptors in parts' adaptors/ come along.
     """
     llm_config, weights = checkpoint.load_llama(llm_file)
     if (parts / "llm_delta.safetensors").exists():
@@ -60,6 +60,8 @@ def assemble(directory: Path, parts: Path, llm_file: Path, whisper_file: Path) -
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     where = {"gguf_file": llm_file.name} if llm_file.is_file() else {}
     AutoTokenizer.from_pretrained(llm_file.parent if where else llm_file, **where).save_pretrained(directory)
+    if (parts / adaptors.FOLDER).is_dir():
+        shutil.copytree(parts / adaptors.FOLDER, directory / adaptors.FOLDER)
     (directory / "vocoder").mkdir()
     for path in (parts / "vocoder" / "config.json", *(parts / "vocoder").glob("g_*")):
         shutil.copy(path, directory / "vocoder")

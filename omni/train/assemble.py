@@ -4,7 +4,8 @@
 
 From RUN/export: adaptor.safetensors, unit_decoder.safetensors, vocoder/ and, where they were tuned, encoder.safetensors
 and llm_delta.safetensors; from RUN/llm the LLM (SmolLM2 as packaged where there is none). config.json says what the
-weights are; one in RUN/export is taken as it is. Parts that do not fit together are refused before anything is written.
+weights are; one in RUN/export is taken as it is. RUN/export/adaptors/NAME holds further adaptors. Parts that do not fit
+together are refused before anything is written.
 """
 
 import argparse

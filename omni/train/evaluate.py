@@ -2,6 +2,7 @@
 
     omni evaluate --model mini --json result.json --table docs/mini.md --plots plots
     omni evaluate --model runs/new/checkpoint --against mini
+    omni evaluate --model runs/new/checkpoint --adaptor medical --against runs/new/checkpoint
 
 The paper's protocol (arXiv 2409.06666, section 4): every question is asked aloud and as text; the spoken answer is
 vocoded and heard by a recogniser that is not Whisper, and rated by a MOS predictor; a part of the questions is asked
@@ -29,6 +30,8 @@ from tqdm import tqdm
 from omni import checkpoints
 from omni.audio import wav
 from omni.audio.wav import AudioError
+from omni.model import adaptors
+from omni.model.adaptors import BadAdaptorName, UnknownAdaptor
 from omni.model.packaged import FetchError
 from omni.model.prompt import Utterance
 from omni.train import compare, latency, manifest, measures, plots, scoring
@@ -48,6 +51,7 @@ HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 DIALOGUES = HELDOUT.with_name("dialogues.jsonl")
 TIMED = 12  # questions that are asked once more for every Ω, unless told otherwise
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NO_ADAPTOR = (UnknownAdaptor, BadAdaptorName)
 SOUND_FILES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".webm")
 
 Listen = Callable[[np.ndarray], str]
@@ -172,7 +176,9 @@ def time_answers(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini", help="mini, tiny or a checkpoint directory (default: %(default)s)")
     parser.add_argument("--vocoder", metavar="DIR", help="another vocoder than the checkpoint's own")
+    parser.add_argument("--adaptor", default="", metavar="NAME", help="of the checkpoint's adaptors/")
     parser.add_argument("--against", metavar="MODEL", help="another checkpoint, asked the same and shown beside it")
+    parser.add_argument("--against-adaptor", default="", metavar="NAME", help="of that checkpoint's adaptors/")
     parser.add_argument("--against-vocoder", metavar="DIR", help="another vocoder than that checkpoint's own")
     parser.add_argument("--manifest", type=_manifest, default=HELDOUT, help="questions, one JSON object a line; or "
                         "dialogues: the held-out ones that ship (default: the held-out questions)")  # fmt: skip
@@ -216,7 +222,7 @@ def _manifest(named: str) -> Path:
 def main(args: argparse.Namespace) -> int:
     try:
         return run(args)
-    except (ManifestError, checkpoints.UnknownCheckpoint, FetchError, ChatError, PlotsMissing) as exc:
+    except (ManifestError, checkpoints.UnknownCheckpoint, FetchError, ChatError, PlotsMissing, *NO_ADAPTOR) as exc:
         print(f"omni evaluate: {exc}", file=sys.stderr)
         return 2
 
@@ -230,9 +236,11 @@ def run(args: argparse.Namespace) -> int:
     questions, bad = scoring.read_questions(args.manifest, args.on_bad, answers_known=scorer is scoring.fits)
     questions = spread(questions, args.limit)
     recordings = sound_files(args.recordings) if args.recordings else []
-    wanted = [(args.model, args.vocoder)] + ([(args.against, args.against_vocoder)] if args.against else [])
-    for model, vocoder in wanted:
-        checkpoints.resolve(model, vocoder)  # what is missing is told before an hour of work
+    wanted = [(args.model, args.vocoder, args.adaptor)]
+    if args.against:
+        wanted.append((args.against, args.against_vocoder, args.against_adaptor))
+    for model, vocoder, adaptor in wanted:  # what is missing is told before an hour of work
+        adaptors.check(adaptor, adaptors.find(checkpoints.resolve(model, vocoder).model))
     listeners = Listeners(Recogniser.fetched(), scorer, None if args.no_mos else _mos())
     if args.plots:
         plots.require()
@@ -240,12 +248,13 @@ def run(args: argparse.Namespace) -> int:
         args.keep.mkdir(parents=True, exist_ok=True)
     about = {"scorer": args.scorer, "seed": args.seed, "command": command_line(), "bad_rows": [vars(b) for b in bad]}
     results: list[tuple[dict, list[Answer]]] = []
-    for number, (model, vocoder) in enumerate(wanted):
-        talker = Talker.load(model, vocoder, args.device, args.max_tokens, DTYPES[args.dtype])
+    for number, (model, vocoder, adaptor) in enumerate(wanted):
+        talker = Talker.load(model, vocoder, args.device, args.max_tokens, DTYPES[args.dtype], adaptor)
+        name = f"{model} with {adaptor}" if adaptor else model
         keep, given = args.keep if number == 0 else None, args.given_history
         answers = evaluate(talker, questions, listeners, not args.no_text, keep, given)
         timed = time_answers(talker, spread(questions, args.timed), listeners, args.omega, given)
-        results.append((measures.summary(answers) | {"model": model, "latency": timed}, answers))
+        results.append((measures.summary(answers) | {"model": name, "latency": timed}, answers))
         if number == 0:
             paths = tqdm(recordings, desc="recordings", disable=None)
             shown = [answer_recording(talker, path, args.recordings, listeners.listen) for path in paths]

@@ -37,22 +37,28 @@ class Reply:
 
 
 class Talker:
-    def __init__(self, omni: Omni, vocoder: UnitVocoder, max_tokens: int = MAX_TOKENS) -> None:
-        self.omni, self.vocoder, self.max_tokens = omni, vocoder, max_tokens
+    def __init__(self, omni: Omni, vocoder: UnitVocoder, max_tokens: int = MAX_TOKENS, adaptor: str = "") -> None:
+        self.omni, self.vocoder, self.max_tokens, self.adaptor = omni, vocoder, max_tokens, adaptor
 
     @classmethod
     def load(
-        cls, model: str, vocoder: str | None, device: str, max_tokens: int, dtype: torch.dtype = torch.float32
+        cls,
+        model: str,
+        vocoder: str | None,
+        device: str,
+        max_tokens: int,
+        dtype: torch.dtype = torch.float32,
+        adaptor: str = "",
     ) -> "Talker":
         found = checkpoints.resolve(model, vocoder)
         omni = checkpoint.load(found.model, device, dtype)
-        return cls(omni, vocoder_checkpoint.load(found.vocoder, device), max_tokens)
+        return cls(omni, vocoder_checkpoint.load(found.vocoder, device), max_tokens, adaptor)
 
     @torch.inference_mode()
     def __call__(self, asked: Utterance | Sequence[Utterance], aloud: bool = True) -> Reply:
         """One question, or a conversation that ends with one → the whole answer. The unit decoder runs once."""
         start = time.perf_counter()
-        token_ids, states = self._write(self.omni.prompt_embeds(_conversation(asked)))
+        token_ids, states = self._write(self._embeds(asked))
         text = self.omni.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str), "one list of ids gives one text"
         units: list[int] = []
@@ -77,8 +83,12 @@ class Talker:
         """Every token as it comes, and the units it adds: incremental, as a model worker does it."""
         decoder, collapse_more = self.omni.unit_decoder, Collapse(self.omni.config.blank)
         cache = decoder.new_cache()
-        for i, (token_id, state) in enumerate(self._steps(self.omni.prompt_embeds(_conversation(asked)))):
+        for i, (token_id, state) in enumerate(self._steps(self._embeds(asked))):
             yield token_id, collapse_more(decoder(state, i, cache)[0].argmax(-1).tolist())
+
+    def _embeds(self, asked: Utterance | Sequence[Utterance]) -> Tensor:
+        """What was asked → the prompt (P, D), its speech heard by this talker's adaptor."""
+        return self.omni.prompt_embeds([asked] if isinstance(asked, Utterance) else asked, self.adaptor)
 
     def _write(self, embeds: Tensor) -> tuple[list[int], Tensor]:
         """Prompt (P, D) → the greedy answer's tokens, and the states (1, T, D) that predicted them."""
@@ -96,7 +106,3 @@ class Talker:
                 return
             position = torch.tensor([[len(embeds) + i]], device=embeds.device)
             state = llm(llm.embed(torch.tensor([[token_id]], device=embeds.device)), position, cache)
-
-
-def _conversation(asked: Utterance | Sequence[Utterance]) -> Sequence[Utterance]:
-    return [asked] if isinstance(asked, Utterance) else asked

@@ -1,6 +1,7 @@
 """`omni evaluate` on the tiny checkpoint: every part real but the ears, which a test of their own hears with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from omni.train.recogniser import Recogniser, read_tokens, spell
 from omni.train.scoring import Question
 from omni.train.talker import Reply, Talker
 from omni.vocoder import checkpoint as vocoder_checkpoint
+from tests.model import further_adaptor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "audio"
 TOKENS = 6
@@ -214,6 +216,27 @@ def test_two_checkpoints_are_asked_the_same(talker, manifest, tmp_path, monkeypa
     assert content["difference"]["mos"] is None and content["mos"] is None
     assert [each["text"] for each in content["against"]["answers"]] == [each["text"] for each in content["answers"]]
     assert "difference (95 %)" in capsys.readouterr().out
+
+
+def test_an_adaptor_is_measured_against_the_checkpoints_own(manifest, tmp_path, monkeypatch, capsys):
+    """The same checkpoint beside itself: the named adaptor hears one column's questions, its own the other's."""
+    tiny, directory = checkpoints.resolve("tiny"), tmp_path / "several"
+    shutil.copytree(tiny.model, directory)
+    further_adaptor.put(directory, "law", 0)
+    monkeypatch.setattr(Recogniser, "fetched", Ears)
+    argv = ["evaluate", "--model", str(directory), "--against", str(directory), "--manifest", str(manifest)]
+    argv += ["--no-mos", "--omega", "none", "--max-tokens", str(TOKENS), "--json", str(tmp_path / "out.json")]
+    assert cli.main([*argv, "--adaptor", "law"]) == 0
+    content, omni = json.loads((tmp_path / "out.json").read_text()), checkpoint.load(directory)
+    assert content["model"] == f"{directory} with law" and content["against"]["model"] == str(directory)
+    for answers, adaptor in ((content["answers"], "law"), (content["against"]["answers"], "")):
+        for answer in answers:
+            asked = [Utterance("user", speech=wav.read(manifest.parent / f"{answer['id']}.wav"))]
+            steps = omni.answer(asked, Sampling(max_new_tokens=TOKENS), (), adaptor)
+            assert answer["text"] == "".join(step.text for step in steps).strip()
+    assert [each["text"] for each in content["answers"]] != [each["text"] for each in content["against"]["answers"]]
+    assert cli.main([*argv, "--against-adaptor", "lwa"]) == 2
+    assert "no adaptor 'lwa' here. Select one of law" in capsys.readouterr().err
 
 
 def test_bad_rows_are_skipped_and_counted_where_that_is_asked_for(talker, manifest, tmp_path, monkeypatch, capsys):

@@ -29,6 +29,13 @@ def commands(recipe: Path, run: Path) -> list[list[str]]:
     return found
 
 
+def put_twin(export: Path) -> None:
+    """What stage 1 exported once more, as a further adaptor: behind the tuned encoder that the checkpoint has too."""
+    (export / "adaptors" / "twin").mkdir(parents=True)
+    for name in ("adaptor.safetensors", "encoder.safetensors"):
+        shutil.copy(export / name, export / "adaptors" / "twin")
+
+
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*.sh")), ids=lambda path: path.name)
 def test_every_line_of_a_recipe_is_accepted(recipe, monkeypatch):
     subprocess.run(["sh", "-n", str(recipe)], check=True)
@@ -49,12 +56,17 @@ def test_the_tiny_recipe_ends_in_a_checkpoint_that_answers(tmp_path, monkeypatch
         if words[0] == "cp":
             shutil.copy(*words[1:])
             continue
+        if "assemble" in words:
+            put_twin(tmp_path / "export")
         monkeypatch.setattr("sys.argv", words)
         assert cli.main(words[1:]) == 0, shlex.join(words)
     question = next((tmp_path / "heldout" / "heldout").glob("*.flac"))
     argv = ["answer", str(question), "--model", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "answer.wav")]
     assert cli.main([*argv, "--max-new-tokens", "12"]) == 0
     assert len(wav.read(tmp_path / "answer.wav", allow_silence=True, max_seconds=60)) > 0
+    twin = ["--adaptor", "twin", "-o", str(tmp_path / "twin.wav")]
+    assert cli.main([*argv, "--max-new-tokens", "12", *twin]) == 0
+    assert (tmp_path / "twin.wav").read_bytes() == (tmp_path / "answer.wav").read_bytes()
     assert {path.parent.name for path in tmp_path.rglob("metrics.csv")} >= {"vocoder", "stage2"}
     monkeypatch.setattr("sys.argv", ["omni", "train", "plot", str(tmp_path)])
     assert cli.main(["train", "plot", str(tmp_path)]) == 0
