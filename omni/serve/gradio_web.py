@@ -18,6 +18,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
@@ -42,6 +43,7 @@ SERVER: dict[str, Any] = {  # uvicorn's
     "timeout_graceful_shutdown": 2,  # Gradio holds a connection of every visitor open
     "server_header": False,
 }
+USUAL = "as usual"  # the checkpoint's own adaptor
 SEGMENT_SECONDS = 0.25  # shortest piece handed to the browser's player while more is on its way
 
 
@@ -114,15 +116,28 @@ def make_page(controller: str, api_key: str | None = None):
     """The Gradio Blocks of the page: the live conversation, and the form, talking to the controller at this URL."""
     import gradio as gr
 
-    async def answer(path: str | None, temperature: float, max_tokens: float) -> AsyncIterator[tuple]:
+    async def offer() -> Any:
+        """A choice of who hears, where there is one."""
+        try:
+            async with AsyncClient(controller, api_key=api_key) as client:
+                names = (await client.get("/v1/models"))["data"][0].get("adaptors", [])
+        except (httpx.HTTPError, ValueError, LookupError):  # it will be told with the first question
+            return gr.skip()
+        return gr.update(choices=[(USUAL, ""), *names], value="", visible=bool(names))
+
+    async def answer(
+        path: str | None, temperature: float, max_tokens: float, adaptor: str | None = None
+    ) -> AsyncIterator[tuple]:
         if not path:
             raise gr.Error("No question yet: record one with the microphone, or choose a file.", title="Nothing heard")
         view = AnswerView()
         yield "", None, view.status, gr.update(visible=False)
         question = await asyncio.to_thread(Path(path).read_bytes)
+        options: dict[str, Any] = {"temperature": temperature, "max_new_tokens": int(max_tokens)}
+        options["adaptor"] = adaptor or None
         async with (
             AsyncClient(controller, api_key=api_key) as client,
-            aclosing(client.turn(question, temperature=temperature, max_new_tokens=int(max_tokens))) as events,
+            aclosing(client.turn(question, **options)) as events,
         ):
             async for event in events:
                 if isinstance(event, Failed):
@@ -142,6 +157,7 @@ def make_page(controller: str, api_key: str | None = None):
                     sources=["microphone", "upload"], type="filepath", label="Your question", elem_id="question"
                 )
                 ask = gr.Button("Answer", variant="primary", elem_id="ask")
+                adaptor = gr.Dropdown([(USUAL, "")], value="", label="Who hears you", visible=False, elem_id="adaptor")
                 with gr.Accordion("Settings", open=False):
                     temperature = gr.Slider(0.0, 1.5, 0.0, step=0.1, label="Temperature (0 is greedy)")
                     max_tokens = gr.Slider(8, 512, 256, step=8, label="Longest answer, in tokens")
@@ -151,7 +167,8 @@ def make_page(controller: str, api_key: str | None = None):
                 status = gr.Markdown("Ready.", elem_id="status")
                 replay = gr.Audio(label="Answer, again", visible=False, elem_id="replay")
         outputs = [text, speech, status, replay]
-        inputs = [question, temperature, max_tokens]
+        inputs = [question, temperature, max_tokens, adaptor]
+        page.load(offer, None, adaptor, api_name=False)
         gr.on(
             [ask.click, question.stop_recording, question.upload],
             answer,

@@ -32,6 +32,7 @@ const MARKUP = `
     </header>
     <form id="settings" hidden>
       <label>Voice <select name="voice"></select></label>
+      <label hidden>Who hears you <select name="adaptor"></select></label>
       <label>Temperature <output></output><input name="temperature" type="range" min="0" max="1.5" step="0.1"></label>
       <label>First piece of sound, Ω, in units
         <input name="chunk" type="number" min="1" max="400" step="1" inputmode="numeric"></label>
@@ -137,6 +138,7 @@ class OmniLive extends HTMLElement {
     this.drawTurns(turns);
     this.drawNotice();
     this.drawVoices();
+    this.drawAdaptors();
   }
 
   setText(selector, text) {
@@ -214,7 +216,7 @@ class OmniLive extends HTMLElement {
 
   fillSettings() {
     for (const field of this.find("#settings").elements)
-      if (field.name && field.name !== "voice") field.value = this.settings[field.name];
+      if (field.name && field.type !== "select-one") field.value = this.settings[field.name];
     this.showValues();
   }
 
@@ -231,6 +233,7 @@ class OmniLive extends HTMLElement {
     const chosen = { ...this.settings };
     for (const field of form.elements) {
       if (field.name === "voice") chosen.voice = field.value || chosen.voice;
+      else if (field.name === "adaptor") chosen.adaptor = field.options.length ? field.value : chosen.adaptor;
       else if (field.name) chosen[field.name] = field.value === "" ? "" : Number(field.value);
     }
     this.settings = chosen;
@@ -249,6 +252,15 @@ class OmniLive extends HTMLElement {
     }
     const piece = session?.omni?.first_chunk;
     this.find("[name=chunk]").placeholder = piece ? `the server's: ${piece}` : "the server's choice";
+  }
+
+  drawAdaptors() {
+    const field = this.find("[name=adaptor]");
+    const names = this.conversation.session?.omni?.adaptors ?? [];
+    if (!this.conversation.session || names.join() === [...field.options].slice(1).map((option) => option.value).join()) return;
+    field.replaceChildren(new Option("as usual", ""), ...names.map((name) => new Option(name, name)));
+    field.value = names.includes(this.settings.adaptor) ? this.settings.adaptor : "";
+    field.parentElement.hidden = names.length === 0;
   }
 
   startAnew() {

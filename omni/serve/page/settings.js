@@ -5,6 +5,7 @@ const KEY = "omni.settings";
 export const DEFAULTS = {
   mode: "push", // or "free"
   voice: "default",
+  adaptor: "", // who hears, where there are several; "" is the checkpoint's own
   temperature: 0,
   chunk: "", // units in an answer's first piece of sound; "" is the server's choice
   longest: "", // tokens; "" is the server's limit
@@ -44,5 +45,7 @@ export function toSession(settings, handsFree, omni) {
   };
   if (!omni) return session;
   const first_chunk = settings.chunk === "" ? null : settings.chunk; // null: the server's choice
-  return { ...session, temperature: settings.temperature, omni: { binary_audio: true, first_chunk } };
+  const ours = { binary_audio: true, first_chunk };
+  if (omni.adaptors?.length) ours.adaptor = omni.adaptors.includes(settings.adaptor) ? settings.adaptor : null;
+  return { ...session, temperature: settings.temperature, omni: ours };
 }
