@@ -25,7 +25,6 @@ from omni.train.words import contains, words
 
 logger = logging.getLogger(__name__)
 DEVELOPMENT = {"chitchat": 60, "factual": 40}  # the first ones of a kind; the others are for the test
-NEVER_FOLLOWED = ("superlative", "units")  # nobody says "And what about days are in a week?"
 BITS = 12  # of a dialogue's samples: below every room's noise, and half the bytes of 16
 
 
@@ -59,8 +58,7 @@ def converse(
     The first question is a training question of the follow-up's relation with an answer that does not fit the
     follow-up. The two splits share no follow-up, and a follow-up that comes again follows another question.
     """
-    known = [each for each in heldout if _relation(each) not in NEVER_FOLLOWED]
-    spread = choose(known, "follow-up", len(known), seed)
+    spread = choose(heldout, "follow-up", len(heldout), seed)
     draw = np.random.default_rng([seed, *b"dialogue"])
     found: list[tuple[str, Example, Example]] = []
     for purpose, part, size in (("development", spread[::2], count - count // 2), ("test", spread[1::2], count // 2)):

@@ -29,6 +29,7 @@ MONTHS = (
 )
 OPENINGS = ("Hey, ", "Okay, ", "So, ", "Please tell me, ", "Quick question. ", "I have a question. ", "Tell me, ")
 FOLLOW_UPS = ("And {}?", "What about {}?", "How about {}?")
+NEVER_FOLLOWED = ("plus", "superlative", "units")  # a sum stands alone; nobody says "And days are in a week?"
 KEPT_OUT = "And what about {}?"  # the follow-up that no training asks
 REQUESTS = ("Repeat after me: ", "Please say: ", "Say this: ", "Repeat this sentence: ")
 
@@ -88,7 +89,7 @@ def follow_ups() -> tuple[list[Example], list[Example]]:
     train: list[Example] = []
     heldout: list[Example] = []
     for relation in relations():
-        if relation.kind != "factual" or relation.subject is None or relation.name == "plus":  # a sum stands by itself
+        if relation.kind != "factual" or relation.subject is None or relation.name in NEVER_FOLLOWED:
             continue
         asked_of = "{1}" if "{1}" in relation.asked[0] else "{0}"
         for part, phrasings in ((train, FOLLOW_UPS), (heldout, [KEPT_OUT])):

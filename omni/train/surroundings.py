@@ -1,4 +1,5 @@
-"""Sentences for the ear alone: common words in surroundings that no question has. Makes text, knows no sound.
+"""Sentences for the ear alone: common words, or all words alike, in surroundings that no question has.
+Makes text, knows no sound.
 
     sentences = make(seed=0, common=common_words())
     [next(sentences) for _ in range(3)]     # ["What are you coming over to my boss?", …]
@@ -72,7 +73,10 @@ class Chain:
 
 
 def make(seed: int, common: Sequence[str], swapped: float = SWAPPED, shortest: int = 3) -> Iterator[str]:
-    """Sentences of 3 to 14 words without end, all different, the same for the same seed."""
+    """Sentences of `shortest` to 14 words without end, all different, the same for the same seed.
+
+    Words of `common` take the place of `swapped`, a share, of theirs.
+    """
     train, heldout = examples(0)
     asked = [each.instruction for each in train if each.kind in ("chitchat", "factual", "everyday")]
     chains = (Chain(asked), Chain([each.instruction for each in heard()]))
